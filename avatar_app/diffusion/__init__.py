@@ -1,0 +1,1 @@
+"""Diffusion side: condition maps in, video frames out."""
