@@ -1,0 +1,380 @@
+"""The anchor package: one presenter as a folder of JSON, safetensors, pictures and video. Nothing in it is unpickled.
+
+    <id>/anchor.json            the manifest (see `Manifest`)
+         body.safetensors       the posable body (`avatar_app.mesh.body.Body`)
+         body/... face/...      diffusers-style network folders; face is optional
+         background.png  thumbnail.jpg  sample.mp4  card.md
+
+Bundled anchors live in checkpoints/anchors; the folder in the environment variable AVATAR_APP_ANCHORS comes first when
+it is set, and imported anchors go there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from avatar_app.mesh.body import Body
+from avatar_app.mesh.camera import Camera
+from talkshow_bridge.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST = "anchor.json"
+BUNDLED = Path(__file__).parents[1] / "checkpoints" / "anchors"
+ALLOWED_SUFFIXES = {".json", ".safetensors", ".png", ".jpg", ".jpeg", ".mp4", ".md", ".txt"}
+PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz"}
+MAX_ZIP_BYTES = 16 * 2**30  # the largest anchors hold two Stable-Diffusion-sized pairs of networks
+MAX_ZIP_FILES = 500
+_BLOCK = 2**20
+
+Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Preset(_Strict):
+    """Sampler numbers of one quality level."""
+
+    steps: int = Field(ge=1, le=1000)
+    guidance: float = Field(1.0, ge=0, le=30)
+    window: int = Field(16, ge=1, le=256)
+    overlap: int = Field(4, ge=0)
+    condition_scale: float = Field(1.0, ge=0, le=10)
+    face: bool = True
+
+
+class FaceSpec(_Strict):
+    """How the face networks want their picture: `resolution` px; the crop is `margin` times the head's larger side."""
+
+    resolution: int = Field(256, ge=16, le=1024)
+    margin: float = Field(1.35, ge=1.0, le=4.0)
+
+
+class FileRecord(_Strict):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0)
+
+
+class Manifest(_Strict):
+    """anchor.json. Everything that training fixed and rendering must repeat is in here."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: Id
+    name: str = Field(min_length=1, max_length=200)
+    description: str = ""
+    licence: str
+    consent: str = Field(description="who agreed to be shown, or why nobody had to")
+    kind: Literal["native", "stable-diffusion"] = "native"
+    fps: float = Field(gt=0, le=120)
+    width: int = Field(ge=16, le=4096)
+    height: int = Field(ge=16, le=4096)
+    expression_space: Literal["arkit52", "flame100"] = "arkit52"
+    camera: dict
+    condition: Literal["maps", "mesh-picture"] = "maps"
+    condition_version: int = 1
+    cross_frame_attention: bool = False
+    compat: bool = Field(False, description="repeat the original Make-Your-Anchor video pass to the letter")
+    static_background: bool = Field(False, description="keep background.png wherever the person is not")
+    face: FaceSpec | None = None
+    presets: dict[Literal["draft", "standard", "best"], Preset]
+    extra: dict = Field(default_factory=dict, description="facts for people: training time, metrics, sources")
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @field_validator("camera")
+    @classmethod
+    def _camera(cls, value: dict) -> dict:
+        Camera.from_dict(value)
+        return value
+
+    @field_validator("presets")
+    @classmethod
+    def _all_presets(cls, value: dict) -> dict:
+        missing = {"draft", "standard", "best"} - set(value)
+        if missing:
+            raise ValueError(f"preset {sorted(missing)[0]} is missing")
+        return value
+
+    @field_validator("files")
+    @classmethod
+    def _safe_files(cls, value: dict) -> dict:
+        for name in value:
+            _check_name(name)
+        return value
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A validated anchor folder. The networks are loaded by the generator, not here."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+    @property
+    def has_face(self) -> bool:
+        return self.manifest.face is not None
+
+    @cached_property
+    def camera(self) -> Camera:
+        return Camera.from_dict(self.manifest.camera)
+
+    @cached_property
+    def body(self) -> Body:
+        """The posable body with its garments, as trained."""
+        return Body.load(self.file("body.safetensors"))
+
+    @cached_property
+    def background(self) -> np.ndarray | None:
+        """The empty scene, uint8 RGB (height, width, 3), or None."""
+        from PIL import Image
+
+        path = self.folder / "background.png"
+        if not path.exists():
+            return None
+        plate = np.asarray(Image.open(path).convert("RGB"))
+        if plate.shape[:2] != (self.manifest.height, self.manifest.width):
+            raise InputError(f"Anchor '{self.id}': background.png has another size than the anchor.")
+        return plate
+
+    def preset(self, name: str) -> Preset:
+        """The sampler numbers of "draft", "standard" or "best"."""
+        try:
+            return self.manifest.presets[name]
+        except KeyError:
+            known = ", ".join(self.manifest.presets)
+            raise InputError(f"Unknown preset '{name}'; anchor '{self.id}' has: {known}.") from None
+
+    def file(self, name: str) -> Path:
+        """Path of a file or folder of the package. Raises InputError when it is not there."""
+        path = self.folder / name
+        if not path.exists():
+            raise InputError(f"Anchor '{self.id}' is incomplete: '{name}' is missing.")
+        return path
+
+
+def anchor_folders() -> list[Path]:
+    """Where anchors are looked for, the user's own folder first."""
+    own = os.environ.get("AVATAR_APP_ANCHORS")
+    return ([Path(own).expanduser()] if own else []) + [BUNDLED]
+
+
+def list_anchors() -> list[Anchor]:
+    """All readable anchors, by id; damaged manifests are left out here and reported by `load_anchor`."""
+    found: dict[str, Anchor] = {}
+    for folder in anchor_folders():
+        for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
+            try:
+                anchor = Anchor(manifest.parent, _read_manifest(manifest))
+            except InputError:
+                continue
+            found.setdefault(anchor.id, anchor)
+    return [found[name] for name in sorted(found)]
+
+
+def load_anchor(name_or_path: str | Path, verify: bool = True) -> Anchor:
+    """An anchor by id, or by the path of its folder, with every file checked against the manifest.
+
+    Raises InputError: unknown anchor, missing or damaged file, wrong schema version, pickle file.
+    """
+    anchor = Anchor(folder := _find(name_or_path), _read_manifest(folder / MANIFEST))
+    _check_contents(anchor)
+    if verify:
+        verify_anchor(anchor)
+    return anchor
+
+
+def verify_anchor(anchor: Anchor) -> None:
+    """Check the sha256 of every file; files unchanged since the last check in this process are not read again."""
+    for name, record in anchor.manifest.files.items():
+        path = anchor.file(name)
+        status = path.stat()
+        if status.st_size != record.size or _cached_sha256(path, status) != record.sha256:
+            raise InputError(f"Anchor '{anchor.id}' is damaged: '{name}' does not match its checksum.")
+
+
+def seal_anchor(folder: Path, manifest: dict) -> Anchor:
+    """Write anchor.json for a finished folder: validates `manifest` and records size and sha256 of every file."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"sha256": _sha256(path), "size": path.stat().st_size}
+    checked = _validate({**manifest, "files": files}, str(manifest.get("id", folder.name)))
+    (folder / MANIFEST).write_text(checked.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return load_anchor(folder)
+
+
+def export_anchor(anchor: Anchor, path: Path) -> Path:
+    """Pack the manifest and the files it lists into a zip, checksums verified first."""
+    verify_anchor(anchor)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in [MANIFEST, *anchor.manifest.files]:
+            archive.write(anchor.folder / name, f"{anchor.id}/{name}")
+    os.replace(part, path)
+    return path
+
+
+def import_anchor(path: Path, replace: bool = False) -> Anchor:
+    """Unpack an exported zip into the user's anchor folder and verify it.
+
+    Raises InputError for anything that is not a sound anchor package, and when the anchor exists already unless
+    `replace`. A refused package leaves nothing behind.
+    """
+    destination = anchor_folders()[0]
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=destination) as temporary:
+        unpacked = Path(temporary) / "anchor"
+        _extract(Path(path), unpacked)
+        manifests = [*unpacked.glob(MANIFEST), *unpacked.glob(f"*/{MANIFEST}")]
+        if len(manifests) != 1:
+            raise InputError(f"'{Path(path).name}' is not an anchor package: it has no single {MANIFEST}.")
+        anchor = load_anchor(manifests[0].parent)
+        target = destination / anchor.id
+        if target.exists():
+            if not replace:
+                raise InputError(f"An anchor '{anchor.id}' exists already; remove it first or ask to replace it.")
+            shutil.rmtree(target)
+        shutil.move(anchor.folder, target)
+    return load_anchor(target)
+
+
+def _find(name_or_path: str | Path) -> Path:
+    if (Path(name_or_path) / MANIFEST).is_file():
+        return Path(name_or_path).resolve()
+    for folder in anchor_folders():
+        for candidate in folder.glob(f"*/{MANIFEST}"):
+            if candidate.parent.name == str(name_or_path):
+                return candidate.parent
+    known = ", ".join(anchor.id for anchor in list_anchors()) or "none"
+    raise InputError(f"Unknown anchor '{name_or_path}'; known anchors: {known}.")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    name = path.parent.name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"Anchor '{name}' is damaged: '{MANIFEST}' is not readable JSON.") from None
+    if not isinstance(data, dict):
+        raise InputError(f"Anchor '{name}' is damaged: '{MANIFEST}' is not a JSON object.")
+    return _validate(data, name)
+
+
+def _validate(data: dict, name: str) -> Manifest:
+    version = data.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"Anchor '{name}' has manifest version {version}, this program reads version {SCHEMA_VERSION}."
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"Anchor '{name}': '{field}' in {MANIFEST} is wrong ({first['msg']}).") from None
+    except (KeyError, TypeError):  # Camera.from_dict on a dict of another shape
+        raise InputError(f"Anchor '{name}': 'camera' in {MANIFEST} is wrong.") from None
+
+
+def _check_name(name: str) -> None:
+    """Refuse everything but a plain relative path to a file type that an anchor may hold."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name or not path.parts:
+        raise InputError(f"Unsafe file name '{name}' in an anchor package.")
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise InputError(f"'{name}' may hold a pickle; anchors keep weights in safetensors only.")
+    if path.suffix.lower() not in ALLOWED_SUFFIXES:
+        raise InputError(f"'{name}' is not a kind of file that an anchor package may hold.")
+
+
+def _check_contents(anchor: Anchor) -> None:
+    """Links, pickles and unlisted weights or configurations have no place in the folder."""
+    for path in anchor.folder.rglob("*"):
+        name = path.relative_to(anchor.folder).as_posix()
+        if path.is_symlink():
+            raise InputError(f"Anchor '{anchor.id}': '{name}' is a link, which an anchor may not hold.")
+        suffix = path.suffix.lower()
+        if suffix in PICKLE_SUFFIXES:
+            raise InputError(f"Anchor '{anchor.id}': '{name}' may hold a pickle; only safetensors weights are read.")
+        listed = name == MANIFEST or name in anchor.manifest.files
+        if path.is_file() and suffix in {".json", ".safetensors"} and not listed:
+            raise InputError(f"Anchor '{anchor.id}': '{name}' is not listed in its {MANIFEST}.")
+
+
+_verified: dict[tuple[str, int, int], str] = {}
+
+
+def _cached_sha256(path: Path, status: os.stat_result) -> str:
+    key = (str(path.resolve()), status.st_size, status.st_mtime_ns)
+    if key not in _verified:
+        _verified[key] = _sha256(path)
+    return _verified[key]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+_UNREADABLE_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError),
+    *(IsADirectoryError, NotADirectoryError, FileExistsError),
+)
+
+
+def _extract(path: Path, folder: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            _check_entries(entries)
+            for entry in entries:
+                target = folder / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as source, target.open("xb") as copy:
+                    _copy_exactly(source, copy, entry)
+    except FileNotFoundError:
+        raise InputError(f"There is no file '{path}'.") from None
+    except _UNREADABLE_ZIP:
+        raise InputError(f"'{path.name}' is not a readable zip file.") from None
+
+
+def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
+    if len(entries) > MAX_ZIP_FILES or sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
+        raise InputError("The anchor package is too large to be one.")
+    if len({entry.filename.lower() for entry in entries}) != len(entries):
+        raise InputError("The anchor package holds one file name twice.")
+    for entry in entries:
+        _check_name(entry.filename)
+        mode = entry.external_attr >> 16
+        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
+            raise InputError(f"'{entry.filename}' in the anchor package is a link or a special file.")
+
+
+def _copy_exactly(source, copy, entry: zipfile.ZipInfo) -> None:
+    """Copy what the directory of the zip promised and not a byte more."""
+    left = entry.file_size
+    while block := source.read(_BLOCK):
+        left -= len(block)
+        if left < 0:
+            raise InputError(f"'{entry.filename}' in the anchor package is larger than it says.")
+        copy.write(block)
