@@ -1,0 +1,1 @@
+"""Development-time tools that make what checkpoints/motion and samples hold. Never imported by the application."""

@@ -1,0 +1,142 @@
+"""Train the lip net on what corpus.py made; resumable, one seed, about twenty minutes of one core.
+
+python -m talkshow_bridge.training.train_lips --corpus work/lips/corpus.npz --run work/lips --out checkpoints/motion
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from talkshow_bridge.features import BANDS, normalise
+from talkshow_bridge.lip_net import CONTROLS, LipNet
+
+log = logging.getLogger(__name__)
+CROP = 150  # control frames: 3 s
+BATCH = 16
+CONTACT = [CONTROLS.index(n) for n in ("closure", "labiodental", "speech", "voiced", "vowel")]  # yes/no controls
+WEIGHTS = torch.tensor(
+    [{"jaw": 3, "aperture": 3, "closure": 3, "labiodental": 2, "pucker": 2}.get(n, 1) for n in CONTROLS]
+)
+AVERAGE = 0.998  # decay of the running mean of the weights, which is what ships
+
+
+class Batches:
+    """Random 3 s crops, sources balanced, with on-line noise floor, tilt and band masking."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        with np.load(path) as stored:
+            self.mels, self.means = stored["mels"], stored["means"]
+            self.controls, self.classes = stored["controls"], stored["classes"]
+            counts, sources = stored["counts"], stored["sources"]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.groups = [np.flatnonzero(sources == source) for source in np.unique(sources)]
+        share = np.array([counts[group].sum() ** 0.7 for group in self.groups])
+        self.share = share / share.sum()
+        self.rng = np.random.default_rng(seed)
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised mels [B, 2T, 40], controls [B, T, 16], phone classes [B, T]."""
+        mels = np.empty((BATCH, 2 * CROP, BANDS), np.float32)
+        controls = np.zeros((BATCH, CROP, len(CONTROLS)), np.float32)
+        controls[:, :, CONTROLS.index("width")], controls[:, :, CONTROLS.index("closure")] = 0.5, 0.25
+        classes = np.zeros((BATCH, CROP), np.int64)
+        for row in range(BATCH):
+            self._fill(mels[row], controls[row], classes[row])
+        return torch.from_numpy(mels), torch.from_numpy(controls), torch.from_numpy(classes)
+
+    def _fill(self, mels: np.ndarray, controls: np.ndarray, classes: np.ndarray) -> None:
+        rng = self.rng
+        item = rng.choice(self.groups[rng.choice(len(self.groups), p=self.share)])
+        start, end = self.starts[item], self.starts[item + 1]
+        first = start + int(rng.integers(-20, max(1, end - start - CROP + 20)))
+        low, high = max(start, first), min(end, first + CROP)
+        inside = slice(low - first, high - first)
+        own = self.mels[2 * low : 2 * high].astype(np.float32)
+        quiet = np.percentile(own, 2, axis=0)
+        mels[:] = quiet + 0.3 * rng.standard_normal(mels.shape)
+        mels[2 * inside.start : 2 * inside.stop] = own
+        controls[inside], classes[inside] = self.controls[low:high], self.classes[low:high]
+        mean = self.means[item]
+        if rng.random() < 0.5:
+            floor = mean.mean() + rng.uniform(-10, -3)
+            mels[:] = np.logaddexp(mels, floor + 0.5 * rng.standard_normal(mels.shape))
+        tilt = rng.uniform(-1.2, 1.2) * np.linspace(-1, 1, BANDS) + rng.uniform(-0.6, 0.6)
+        mels[:] = normalise(mels + tilt.astype(np.float32), mean)
+        for _ in range(rng.integers(0, 3)):
+            band = int(rng.integers(0, BANDS - 5))
+            mels[:, band : band + int(rng.integers(2, 6))] = 0.0
+
+
+def loss_of(logits: Tensor, phones: Tensor, controls: Tensor, classes: Tensor) -> Tensor:
+    """Position and velocity errors of all controls, cross-entropy for contacts and phone classes."""
+    predicted = torch.sigmoid(logits)
+    weights = WEIGHTS.to(logits)
+    position = ((predicted - controls) ** 2 * weights).mean()
+    velocity = ((predicted.diff(dim=1) - controls.diff(dim=1)) ** 2 * weights).mean()
+    contact = F.binary_cross_entropy_with_logits(logits[..., CONTACT], controls[..., CONTACT])
+    phone = F.cross_entropy(phones.flatten(0, 1), classes.flatten())
+    return 10 * position + 10 * velocity + 0.5 * contact + 0.3 * phone
+
+
+def train(batches: Batches, run: Path, steps: int, peak_rate: float, seed: int) -> LipNet:
+    """Train (or go on training) and return the net with averaged weights."""
+    torch.manual_seed(seed)
+    net, average = LipNet(), LipNet()
+    average.load_state_dict(net.state_dict())
+    optimiser = torch.optim.AdamW(net.parameters(), peak_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak_rate, total_steps=steps)
+    parts = {"net": net, "average": average, "optimiser": optimiser, "schedule": schedule}
+    checkpoint, done = run / "train_lips.pt", 0
+    if checkpoint.exists():
+        stored = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(stored[name])
+        done = stored["step"]
+        batches.rng = np.random.default_rng(seed + done)
+    running, began = 0.0, time.monotonic()
+    for step in range(done + 1, steps + 1):
+        mels, controls, classes = batches.next()
+        loss = loss_of(*net(mels), controls, classes)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            for mean, now in zip(average.parameters(), net.parameters(), strict=True):
+                mean.lerp_(now, max(1 - AVERAGE, 1 / step))
+        running += (loss.item() - running) * max(0.02, 1 / (step - done))
+        if step % 100 == 0 or step == steps:
+            log.info("step %d of %d, loss %.3f, %.0f s", step, steps, running, time.monotonic() - began)
+        if step % 250 == 0 or step == steps:
+            torch.save({**{name: part.state_dict() for name, part in parts.items()}, "step": step}, checkpoint)
+    return average.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=Path("work/lips/corpus.npz"))
+    parser.add_argument("--run", type=Path, default=Path("work/lips"), help="folder of the resumable checkpoint")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints/motion"))
+    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--rate", type=float, default=2.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(1)
+    net = train(
+        Batches(arguments.corpus, arguments.seed), arguments.run, arguments.steps, arguments.rate, arguments.seed
+    )
+    net.save(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
