@@ -25,7 +25,7 @@ def joint_transforms(rotations: np.ndarray, joints: np.ndarray, parents: np.ndar
 
 @numba.njit(nogil=True, cache=True)
 def skin(vertices, transforms, start, joint, weight, out):
-    """Blend one frame: vertices (V, 3), transforms (J, 4, 4), weights of vertex v at start[v]:start[v+1], out (V, 3)."""
+    """Blend one frame into out (V, 3): vertices (V, 3), transforms (J, 4, 4), weights of v at start[v]:start[v+1]."""
     for v in range(vertices.shape[0]):
         x, y, z = vertices[v, 0], vertices[v, 1], vertices[v, 2]
         out[v] = 0
