@@ -1,0 +1,225 @@
+"""The command line. Exit codes: 0 done, 2 bad input (one sentence on stderr), 1 our fault, 130 stopped by the user."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from avatar_app.settings import PRESETS, RenderSettings
+from talkshow_bridge.errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that clean-up code runs
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options) or 0
+    except InputError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("stopped", 130)
+    except Exception as error:
+        from avatar_app.video import VideoError
+
+        if isinstance(error, (VideoError, OSError)):
+            return _fail(str(error), 1)
+        raise
+
+
+def _fail(sentence: str, code: int) -> int:
+    print(f"avatar_app: {sentence}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"avatar_app: {message} (see `{self.prog} --help`)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="launch.py", description="Speech in, talking-presenter video out.")
+    parser.set_defaults(run=_app, listen=False, share=False, port=None)
+    commands = parser.add_subparsers(metavar="command", parser_class=_Parser)
+
+    app = commands.add_parser("app", help="open the web page (the default)")
+    app.add_argument("--port", type=int, help="default: the first free one from 7860")
+    app.add_argument("--listen", action="store_true", help="accept connections from other machines")
+    app.add_argument("--share", action="store_true", help="ask gradio for a public link")
+    app.set_defaults(run=_app)
+
+    render = commands.add_parser("render", help="speech file -> video")
+    render.add_argument("speech", nargs="?", help="any audio or video file")
+    render.add_argument("--out", default=None, help="the video, default out.mp4")
+    render.add_argument("--anchor", help="id or folder of the presenter; see `anchors list`")
+    render.add_argument("--preset", choices=PRESETS)
+    render.add_argument("--seed", type=int)
+    render.add_argument("--gesture-energy", type=float, metavar="0..2")
+    render.add_argument("--style", help="gesture style")
+    for name, kind in (
+        ("steps", int),
+        ("guidance", float),
+        ("condition-scale", float),
+        ("window", int),
+        ("overlap", int),
+    ):
+        render.add_argument(f"--{name}", type=kind, help="overrides the anchor's preset")
+    render.add_argument("--face", action=argparse.BooleanOptionalAction, default=None, help="repaint the face or not")
+    render.add_argument("--crf", type=int, help="H.264 quality, 0..40, default 18")
+    render.add_argument("--settings", metavar="FILE.json", help="start from these settings or a video's side-car")
+    render.add_argument("--device", help="torch device, default: the GPU when there is one")
+    other = render.add_mutually_exclusive_group()
+    other.add_argument("--motion-only", metavar="MOTION.npz", help="write the motion and stop")
+    other.add_argument("--preview", metavar="MESH.mp4", help="a quick video of the moving mesh only")
+    render.add_argument("--motion", metavar="MOTION.npz", help="render this motion (speech is then optional)")
+    render.set_defaults(run=_render)
+
+    anchors = commands.add_parser("anchors", help="list, import, export or verify presenters")
+    actions = anchors.add_subparsers(metavar="action", required=True, parser_class=_Parser)
+    actions.add_parser("list", help="what is installed").set_defaults(run=_anchors_list)
+    action = actions.add_parser("import", help="install an anchor package")
+    action.add_argument("file", help="anchor .zip")
+    action.add_argument("--replace", action="store_true", help="replace an installed anchor of the same id")
+    action.set_defaults(run=_anchors_import)
+    action = actions.add_parser("export", help="pack an anchor into a zip")
+    action.add_argument("anchor")
+    action.add_argument("file", nargs="?", help="default: ID.zip")
+    action.set_defaults(run=_anchors_export)
+    action = actions.add_parser("verify", help="check every file against its checksum")
+    action.add_argument("anchor", nargs="*", help="default: all")
+    action.set_defaults(run=_anchors_verify)
+
+    bench = commands.add_parser("bench", help="times, shares and memory on this machine")
+    bench.add_argument("--anchor")
+    bench.add_argument("--seconds", type=float, default=10.0, help="length of the speech, default 10")
+    bench.add_argument("--runs", default="preview,draft,standard", help="comma-separated, default %(default)s")
+    bench.set_defaults(run=_bench)
+
+    commands.add_parser("doctor", help="what is present or missing, and how to mend it").set_defaults(run=_doctor)
+    commands.add_parser("test", help="run the tests")  # handled by launch.py
+    return parser
+
+
+def _app(options: argparse.Namespace) -> None:
+    from avatar_app.web.app import serve
+
+    serve(port=options.port, listen=options.listen, share=options.share)
+
+
+def _render(options: argparse.Namespace) -> None:
+    if options.speech is None and options.motion is None:
+        raise InputError("Please name a speech file (or a motion with --motion).")
+    settings = RenderSettings.load(options.settings) if options.settings else RenderSettings()
+    names = ("anchor", "preset", "seed", "gesture_energy", "style", "steps", "guidance", "condition_scale")
+    names += ("window", "overlap", "face", "crf")
+    settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
+    if options.motion_only:
+        return _motion_only(options, settings)
+
+    from avatar_app.pipeline import render
+    from talkshow_bridge.motion import Motion
+
+    result = render(
+        options.speech,
+        out=options.preview or options.out or "out.mp4",
+        settings=settings,
+        progress=ProgressLine(),
+        motion=Motion.load(options.motion) if options.motion else None,
+        preview=bool(options.preview),
+        device=options.device,
+    )
+    print(f"{result.path}  ({result.duration:.1f} s of video in {result.timings['total']:.1f} s)")
+
+
+def _motion_only(options: argparse.Namespace, settings: RenderSettings) -> None:
+    from avatar_app.pipeline import best_device, choose_anchor, make_motion
+    from avatar_app.video import check_output
+    from talkshow_bridge.audio import load_speech
+
+    out = check_output(options.motion_only, ".npz")
+    speech = load_speech(options.speech) if options.speech else None
+    fps = choose_anchor(settings.anchor).manifest.fps
+    motion = make_motion(speech, settings, fps, options.device or best_device())
+    temporary = out.with_name(f".{out.name}.part")
+    try:
+        motion.save(temporary)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{out}  ({len(motion)} frames at {fps:g} per second)")
+
+
+def _anchors_list(options: argparse.Namespace) -> None:
+    from avatar_app.anchors import list_anchors
+
+    for anchor in list_anchors():
+        facts = anchor.manifest
+        print(f"{anchor.id:20} {facts.name}, {facts.width}x{facts.height}, {facts.fps:g} fps  ({anchor.folder})")
+
+
+def _anchors_import(options: argparse.Namespace) -> None:
+    from avatar_app.anchors import import_anchor
+
+    anchor = import_anchor(Path(options.file), replace=options.replace)
+    print(f"Installed {anchor.id} in {anchor.folder}")
+
+
+def _anchors_export(options: argparse.Namespace) -> None:
+    from avatar_app.anchors import export_anchor, load_anchor
+    from avatar_app.video import check_output
+
+    anchor = load_anchor(options.anchor)
+    print(export_anchor(anchor, check_output(options.file or f"{anchor.id}.zip", ".zip")))
+
+
+def _anchors_verify(options: argparse.Namespace) -> None:
+    from avatar_app.anchors import list_anchors, load_anchor
+
+    for name in options.anchor or [anchor.id for anchor in list_anchors()]:
+        anchor = load_anchor(name)
+        print(f"{anchor.id}: {len(anchor.manifest.files)} files are sound")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from avatar_app.bench import bench
+
+    bench(options.anchor, options.seconds, options.runs.split(","))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from avatar_app.doctor import main as doctor
+
+    return doctor()
+
+
+class ProgressLine:
+    """One line on stderr that rewrites itself on a terminal; in a log, a line at each stage and each tenth."""
+
+    def __init__(self) -> None:
+        self._stage, self._started, self._tenth = "", 0.0, 0
+        self._terminal = sys.stderr.isatty()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._tenth = stage, now, -1
+        tenth = 10 * done // max(total, 1)
+        if not self._terminal and tenth == self._tenth:
+            return
+        self._tenth = tenth
+        text = f"{stage} {done}/{total}" if total > 1 else f"{stage} ..."
+        if 0 < done < total:
+            text += f", about {time_left(done, total, now - self._started)} left"
+        finished = done == total and total > 1
+        end = "\n" if finished or not self._terminal else ""
+        print(f"\r\x1b[K{text}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
+
+
+def time_left(done: int, total: int, elapsed: float) -> str:
+    """Remaining time at the pace so far, as people say it."""
+    seconds = round(elapsed / done * (total - done))
+    return f"{seconds} s" if seconds < 100 else f"{round(seconds / 60)} min"
