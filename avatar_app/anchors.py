@@ -55,6 +55,18 @@ class Preset(_Strict):
     condition_scale: float = Field(1.0, ge=0, le=10)
     face: bool = True
 
+    @classmethod
+    def from_options(cls, options: "Preset | dict") -> "Preset":
+        """Checked numbers from a preset or a dict. Raises InputError naming the wrong one."""
+        try:
+            preset = cls.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"Setting '{'.'.join(map(str, first['loc']))}' is wrong ({first['msg']}).") from None
+        if preset.overlap >= preset.window:
+            raise InputError(f"The overlap ({preset.overlap}) must be smaller than the window ({preset.window}).")
+        return preset
+
 
 class FaceSpec(_Strict):
     """How the face networks want their picture: `resolution` px; the crop is `margin` times the head's larger side."""
@@ -152,13 +164,12 @@ class Anchor:
             raise InputError(f"Anchor '{self.id}': background.png has another size than the anchor.")
         return plate
 
-    def preset(self, name: str) -> Preset:
-        """The sampler numbers of "draft", "standard" or "best"."""
-        try:
-            return self.manifest.presets[name]
-        except KeyError:
+    def preset(self, name: str, overrides: dict | None = None) -> Preset:
+        """The sampler numbers of "draft", "standard" or "best", some of them replaced. Raises InputError."""
+        if name not in self.manifest.presets:
             known = ", ".join(self.manifest.presets)
-            raise InputError(f"Unknown preset '{name}'; anchor '{self.id}' has: {known}.") from None
+            raise InputError(f"Unknown preset '{name}'; anchor '{self.id}' has: {known}.")
+        return Preset.from_options({**self.manifest.presets[name].model_dump(), **(overrides or {})})
 
     def file(self, name: str) -> Path:
         """Path of a file or folder of the package. Raises InputError when it is not there."""
@@ -187,11 +198,16 @@ def list_anchors() -> list[Anchor]:
     return [found[name] for name in sorted(found)]
 
 
-def load_anchor(name_or_path: str | Path, verify: bool = True) -> Anchor:
-    """An anchor by id, or by the path of its folder, with every file checked against the manifest.
+def load_anchor(name_or_path: str | Path | None = None, verify: bool = True) -> Anchor:
+    """An anchor by id, or by the path of its folder, or the first installed one, with every file checked.
 
     Raises InputError: unknown anchor, missing or damaged file, wrong schema version, pickle file.
     """
+    if name_or_path is None:
+        installed = list_anchors()
+        if not installed:
+            raise InputError("No anchor is installed.")
+        name_or_path = installed[0].folder
     anchor = Anchor(folder := _find(name_or_path), _read_manifest(folder / MANIFEST))
     _check_contents(anchor)
     if verify:

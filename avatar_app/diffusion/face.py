@@ -1,0 +1,139 @@
+"""Face enhancement: the head is painted again, larger, by its own networks and blended into the frame.
+
+Where the head is comes from the posed mesh, not from a detector: no frame is ever lost, and crop, conditions and mask
+fit each other to the pixel.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from avatar_app.anchors import Anchor, Preset
+from avatar_app.diffusion.generator import BATCH, FrameGenerator
+from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
+from avatar_app.mesh.camera import Camera
+from avatar_app.mesh.conditions import PART, REST, render_conditions
+from talkshow_bridge.errors import InputError
+
+NECK = 12  # SMPL-X joint number
+CENTER_SECONDS, SIZE_SECONDS = 0.12, 0.6  # time constants of the crop's smoothing
+FEATHER = 0.03  # erosion and blur radius of the mask, share of the crop's side
+
+
+class FaceEnhancer:
+    """Repaints the heads of one video, chunk after chunk in order; up to rounding the result does not depend on the chunks.
+
+    Raises InputError when the anchor has no face networks.
+    """
+
+    def __init__(
+        self,
+        anchor: Anchor,
+        preset_options: Preset | dict,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+    ):
+        if not anchor.has_face or anchor.manifest.kind != "native":
+            raise InputError(f"Anchor '{anchor.id}' has no face networks: switch the face enhancement off.")
+        self._body, self._camera = anchor.body, anchor.camera
+        self._resolution = anchor.manifest.face.resolution
+        self._generator = FrameGenerator(anchor, preset_options, device, dtype, seed, part="face")
+        self._track = CropTrack(anchor.manifest.face.margin, anchor.manifest.fps)
+        self._head_parts = head_parts(self._body)
+        self._neck_height = neck_height(self._body)
+
+    def enhance(self, frames: np.ndarray, vertices: np.ndarray, before: bool = False) -> np.ndarray:
+        """The next frames of the video, uint8 RGB (n, height, width, 3), and their posed vertices (n, V, 3) in metres.
+
+        Returns frames of the same shape; with `before` twice as wide, the untouched frame on the left.
+        """
+        crops = self._track.follow(head_squares(self._body, vertices, self._camera))
+        cameras = [self._camera.crop(*crop, self._resolution) for crop in crops.tolist()]
+        result = frames.copy()
+        for start in range(0, len(frames), BATCH):
+            batch = range(start, min(start + BATCH, len(frames)))
+            maps = np.concatenate([render_conditions(self._body, vertices[[i]], cameras[i]) for i in batch])
+            faces = np.concatenate(list(self._generator.frames(iter([maps]))))
+            for i, picture, conditions in zip(batch, faces, maps, strict=True):
+                blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
+        return np.concatenate([frames, result], axis=2) if before else result
+
+    def _is_head(self, maps: np.ndarray) -> np.ndarray:
+        """(height, width) bool: head parts, and whatever lies above the middle of the neck in the rest pose."""
+        above = (maps[..., PART] > 0) & (maps[..., REST][..., 1] > self._neck_height)
+        return above | np.isin(maps[..., PART], self._head_parts)
+
+
+class CropTrack:
+    """Head squares -> steady whole-pixel crop squares, causal: each depends on the past alone.
+
+    The centre and the side follow exponentially; the centre is pulled along where the head would leave the crop.
+    Lag costs nothing in accuracy, because the conditions are rendered for the very crop that is used.
+    """
+
+    def __init__(self, margin: float, fps: float):
+        self._margin = margin
+        self._gain = 1 - np.exp(-1 / (fps * np.array([CENTER_SECONDS, CENTER_SECONDS, SIZE_SECONDS])))
+        self._state: np.ndarray | None = None  # smoothed centre x, centre y, side of the head in pixels
+
+    def follow(self, squares: np.ndarray) -> np.ndarray:
+        """Head squares (n, 3) centre x, centre y, side in pixels -> crops (n, 3) int: left, top, size."""
+        crops = np.empty((len(squares), 3), int)
+        for square, crop in zip(squares.astype(np.float64), crops, strict=True):
+            state = square if self._state is None else self._state + self._gain * (square - self._state)
+            size = max(self._margin * state[2], square[2] + 2)
+            slack = (size - square[2]) / 2
+            state[:2] = np.clip(state[:2], square[:2] - slack, square[:2] + slack)
+            self._state = state
+            crop[2] = np.ceil(size)
+            crop[:2] = np.round(state[:2] - crop[2] / 2)
+        return crops
+
+
+def head_vertices(body: Body) -> np.ndarray:
+    """(V,) bool: the vertices that mostly follow the head, jaw and eyes, hair cap included."""
+    return body.weights[:, [HEAD, JAW, LEFT_EYE, RIGHT_EYE]].sum(axis=1) > 0.5
+
+
+def head_squares(body: Body, vertices: np.ndarray, camera: Camera) -> np.ndarray:
+    """Posed vertices (n, V, 3) -> (n, 3): centre x, centre y and side in pixels of the square around the head."""
+    points = camera.project(vertices[:, head_vertices(body)])[..., :2]
+    low, high = points.min(axis=1), points.max(axis=1)
+    return np.column_stack([(low + high) / 2, (high - low).max(axis=1)])
+
+
+def head_parts(body: Body) -> np.ndarray:
+    """The part numbers of condition maps (index + 1) that belong to the head alone: eyes, teeth, hair cap."""
+    on_head = head_vertices(body)[body.faces].all(axis=1)
+    return np.array([k + 1 for k in range(len(body.part_names)) if on_head[body.part == k].all()])
+
+
+def neck_height(body: Body) -> float:
+    """Height in the rest pose, metres, above which everything is counted as head: the middle of the neck."""
+    return float((body.joints[NECK, 1] + body.joints[HEAD, 1]) / 2)
+
+
+def feathered(mask: np.ndarray) -> Tensor:
+    """Bool (size, size) -> float32 (size, size): eroded and blurred, 0 on the silhouette and on the picture's edge."""
+    radius = max(1, round(FEATHER * len(mask)))
+    width = 2 * radius + 1
+    outside = functional.pad(1 - torch.from_numpy(mask).float()[None, None], [2 * radius] * 4, value=1.0)
+    inside = 1 - functional.max_pool2d(functional.max_pool2d(outside, (width, 1), 1), (1, width), 1)
+    for _ in range(2):
+        inside = functional.avg_pool2d(inside, radius | 1, 1, (radius | 1) // 2)
+    return inside[0, 0, radius:-radius, radius:-radius]
+
+
+def blend(frame: np.ndarray, face: np.ndarray, mask: Tensor, left: int, top: int, size: int) -> None:
+    """Put a square face picture with its mask into the square [left, left + size) of a uint8 frame, in place."""
+    layer = torch.cat([torch.from_numpy(face).permute(2, 0, 1).float(), mask[None]])
+    layer = functional.interpolate(layer[None], size=(size, size), mode="bilinear", antialias=True)[0]
+    height, width = frame.shape[:2]
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + size, width), min(top + size, height)
+    if x0 >= x1 or y0 >= y1:
+        return
+    layer = layer[:, y0 - top : y1 - top, x0 - left : x1 - left].permute(1, 2, 0).numpy()
+    below, share = frame[y0:y1, x0:x1].astype(np.float32), layer[..., 3:]
+    frame[y0:y1, x0:x1] = np.round(below + share * (layer[..., :3] - below)).astype(np.uint8)
