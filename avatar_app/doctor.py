@@ -1,4 +1,4 @@
-"""`launch.py doctor`: what is present, what is missing and how to mend it. Standard library only: runs before set-up."""
+"""`launch.py doctor`: what is there, what is missing, how to mend it. Standard library only: it runs before set-up."""
 
 from __future__ import annotations
 
@@ -76,23 +76,25 @@ def _pins() -> dict[str, str]:
 
 
 def _packages() -> Iterator[Finding]:
-    present, wrong = 0, []
-    pins = _pins()
+    if sys.prefix == sys.base_prefix:
+        yield Finding("Packages", "missing", "not set up yet", SET_UP)
+        return
+    wrong, pins = [], _pins()
     for name, wanted in pins.items():
-        try:
-            found = distribution(name).version
-        except PackageNotFoundError:
-            wrong.append(name)
-            continue
-        present += found.split("+")[0] == wanted
-        if found.split("+")[0] != wanted:
-            wrong.append(f"{name} {found} instead of {wanted}")
-    if not present:
-        yield Finding("Packages", "missing", "not installed yet", SET_UP)
-    elif wrong:
+        found = _installed_version(name)
+        if found != wanted:
+            wrong.append(f"{name} {found} instead of {wanted}" if found else f"{name} absent")
+    if wrong:
         yield Finding("Packages", "missing", "not as pinned: " + ", ".join(wrong), "remove .venv and start again")
     else:
         yield Finding("Packages", "ok", f"all {len(pins)} as pinned")
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return distribution(package).version.split("+")[0]
+    except PackageNotFoundError:
+        return None
 
 
 def _ffmpeg() -> Finding:

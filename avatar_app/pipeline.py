@@ -81,6 +81,7 @@ def render(
     with clock("anchor"):
         report("anchor", 0, 1)
         presenter = choose_anchor(settings.anchor)
+        options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
     with clock("motion"):
         report("motion", 0, 1)
@@ -90,7 +91,7 @@ def render(
     if preview:
         frames = preview_frames(body, camera, parts, clock)
     else:
-        frames = presenter_frames(presenter, parts, sampler(presenter, settings), settings.seed, device, clock)
+        frames = presenter_frames(presenter, parts, options, settings.seed, device, clock)
     audio = None if recording is None else recording.path
     report("frames", 0, len(motion))
     with VideoWriter(out, fps, (camera.width, camera.height), audio, settings.crf) as video:
@@ -136,14 +137,6 @@ def choose_anchor(name: str | None) -> Anchor:
             raise InputError("No anchor is installed; `launch.py anchors import FILE.zip` adds one.")
         name = installed[0].folder
     return load_anchor(name)
-
-
-def sampler(anchor: Anchor, settings: RenderSettings) -> Preset:
-    """The anchor's sampler numbers for the preset, with what the settings override."""
-    options = Preset(**{**anchor.preset(settings.preset).model_dump(), **settings.sampler_overrides()})
-    if options.overlap >= options.window:
-        raise InputError(f"The overlap ({options.overlap}) must be smaller than the window ({options.window}).")
-    return options
 
 
 def preview_frames(body, camera, parts: Iterable[Motion], clock: Stopwatch) -> Iterator[np.ndarray]:
