@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from talkshow_bridge.errors import InputError
-from talkshow_bridge.features import BANDS, channel_mean, log_mel, normalise
+from talkshow_bridge.features import BANDS, channel_mean, normalise
 
 CONTROLS: tuple[str, ...] = (
     "jaw", "aperture", "closure", "labiodental", "pucker", "funnel", "spread", "upper_raise", "lower_drop",
@@ -62,12 +62,11 @@ class LipNet(nn.Module):
         return self.controls(hidden), self.phones(hidden)
 
     @torch.inference_mode()
-    def run(self, samples: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
-        """(S,) mono 16 kHz -> (T, 16) controls 0..1 at 50 Hz, computed `chunk` frames at a time.
+    def run(self, mels: np.ndarray, chunk: int = CHUNK) -> np.ndarray:
+        """(M, 40) log-mels at 100 Hz -> (T, 16) controls 0..1 at 50 Hz, computed `chunk` frames at a time.
 
         Chunks overlap by the net's reach, so any chunk length gives the same numbers.
         """
-        mels = log_mel(samples)
         mels = normalise(mels, channel_mean(mels))
         if len(mels) % 2:
             mels = np.concatenate([mels, mels[-1:]])

@@ -1,0 +1,73 @@
+"""Speech -> Motion: the lip net drives jaw and mouth, prosody drives everything else, on one clock."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from talkshow_bridge.audio import Speech, load_speech
+from talkshow_bridge.features import log_mel
+from talkshow_bridge.gestures import Gestures, Style, synthesize
+from talkshow_bridge.lip_net import LipNet
+from talkshow_bridge.lips import mouth
+from talkshow_bridge.motion import ARKIT_52, Motion
+from talkshow_bridge.prosody import analyse
+
+BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "motion"
+
+
+class MotionGenerator:
+    """Turns speech of any language and length into Motion for bodies with ARKit face units."""
+
+    expression_space = "arkit52"
+
+    def __init__(self, lips: LipNet) -> None:
+        self.lips = lips
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike[str] | None = None, device: str = "cpu") -> MotionGenerator:
+        """Load the motion weights of a folder (lips.safetensors and config.json); without one, the bundled weights."""
+        return cls(LipNet.load(BUNDLED if directory is None else directory, device))
+
+    def generate(
+        self, speech: Speech | str | os.PathLike[str], seed: int = 0, style: str | Style = "neutral",
+        energy: float = 1.0, fps: float = 30.0,
+    ) -> Motion:  # fmt: skip
+        """A Motion of round-up(duration x fps) frames; frame k shows time k / fps.
+
+        speech: a Speech, or a path for load_speech. seed: any int >= 0; the same seed gives the same Motion.
+        style: "calm", "neutral" or "lively". energy: 0 (resting hands) .. 2. Silence makes a listening presenter.
+        """
+        if not isinstance(speech, Speech):
+            speech = load_speech(speech)
+        count = speech.frame_count(fps)
+        mels = log_mel(speech.samples)
+        gestures = synthesize(analyse(speech.samples, mels), count, fps, seed, style, energy)
+        jaw, expression = mouth(self.lips.run(mels), count, fps)
+        _add_upper_face(expression, gestures)
+        meta = {
+            "generator": "avatar_app procedural gestures, lip net", "seed": seed, "energy": energy,
+            "style": style if isinstance(style, str) else asdict(style),
+            "audio_sha256": speech.sha256, "audio_duration": speech.duration,
+        }  # fmt: skip
+        still = np.zeros((count, 3), np.float32)
+        return Motion(
+            fps, jaw, gestures.eyes, gestures.eyes, still, gestures.body, gestures.left_hand, gestures.right_hand,
+            expression, still, self.expression_space, meta=meta,
+        )  # fmt: skip
+
+
+def _add_upper_face(expression: np.ndarray, gestures: Gestures) -> None:
+    """Blinks, brows and the slight smile, added in place to (N, 52) mouth weights."""
+    smile = gestures.smile * (1 - 0.7 * expression[:, ARKIT_52.index("mouthFunnel")])
+    tracks = {
+        "eyeBlinkLeft": gestures.blink, "eyeBlinkRight": gestures.blink, "browInnerUp": 0.45 * gestures.brow,
+        "browOuterUpLeft": 0.5 * gestures.brow, "browOuterUpRight": 0.5 * gestures.brow,
+        "mouthSmileLeft": smile, "mouthSmileRight": smile,
+    }  # fmt: skip
+    for name, curve in tracks.items():
+        expression[:, ARKIT_52.index(name)] += curve
+    np.clip(expression, 0, 1, out=expression)

@@ -1,0 +1,79 @@
+"""Articulatory controls at 50 Hz -> jaw rotation and ARKit mouth units at the video's frame rate.
+
+The ranges are those that look right on the open body: jaw 0..0.25 rad, units 0..1. A bilabial closure really closes:
+the jaw comes up, lips press and roll in. In silence the mouth is shut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS
+from talkshow_bridge.motion import ARKIT_52
+
+FINE_RATE = 200.0  # Hz at which contacts are resolved, so that none falls between two video frames
+JAW_WIDEST = 0.25  # rad
+JAW_GAIN = 0.30  # rad per unit of openness above rest
+SMILE = 0.05  # of the resting face; the presence adds the rest
+SMOOTHING = 0.014  # s, standard deviation of everything but contacts
+
+
+def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights."""
+    values = _at_frames(controls, count, fps)
+    closed = _step(values["closure"], 0.30, 0.62)
+    teeth = _step(values["labiodental"], 0.22, 0.65) * (1 - closed)
+    speaking = _step(values["speech"], 0.25, 0.6)
+    free = speaking * (1 - closed)
+    rounding = np.clip(1.2 * np.maximum(values["pucker"], values["funnel"]), 0, 1)
+    openness = np.clip(0.5 * values["jaw"] + 0.5 * values["aperture"] - 0.10, 0, 1)
+    jaw = np.zeros((count, 3))
+    jaw[:, 0] = np.clip(JAW_GAIN * openness * free * (1 - 0.75 * teeth), 0, JAW_WIDEST)
+    funnel = np.clip(1.1 * values["funnel"], 0, 0.8) * speaking
+    pucker = np.clip(1.05 * values["pucker"] - 0.45 * values["funnel"], 0, 0.85) * speaking
+    lip_free = free * (1 - teeth)
+    spread = np.clip(values["spread"] * (1 - rounding), 0, 1) * speaking * (1 - 0.6 * closed)
+    units = {
+        "mouthClose": np.clip(1.2 * closed * values["jaw"] * speaking, 0, 0.25),
+        "mouthPress": 0.6 * closed * speaking,
+        "mouthRollLower": (0.35 * closed + 0.7 * teeth) * speaking,
+        "mouthRollUpper": 0.3 * closed * speaking,
+        "mouthFunnel": funnel * (1 - 0.8 * closed) * (1 - 0.7 * teeth),
+        "mouthPucker": pucker * (1 - 0.4 * closed) * (1 - 0.6 * teeth),
+        "mouthUpperUp": lip_free * (1.1 * values["upper_raise"] + 0.12 * openness) + 0.35 * teeth * speaking,
+        "mouthLowerDown": lip_free * (0.75 * np.clip(values["lower_drop"] - 0.05, 0, 1) + 0.35 * spread),
+        "mouthStretch": 0.45 * spread,
+        "mouthSmile": SMILE + 0.35 * spread,
+    }
+    return jaw.astype(np.float32), _expression(units, count)
+
+
+def _at_frames(controls: np.ndarray, count: int, fps: float) -> dict[str, np.ndarray]:
+    """Controls at the frame times: contacts as the strongest moment of a frame, all else as its smooth mean."""
+    frames = np.arange(count) / fps
+    if not len(controls):
+        return {name: np.zeros(count) for name in CONTROLS}
+    offsets = np.arange(-0.5, 0.5, fps / FINE_RATE) / fps
+    times = frames[:, None] + offsets  # (count, samples within the frame)
+    known = np.arange(len(controls)) / CONTROL_RATE
+    smooth = np.exp(-0.5 * (offsets / np.hypot(SMOOTHING, 0.25 / fps)) ** 2)
+    values = {}
+    for column, name in enumerate(CONTROLS):
+        fine = np.interp(times, known, controls[:, column])
+        values[name] = fine.max(axis=1) if name in ("closure", "labiodental") else fine @ (smooth / smooth.sum())
+    return values
+
+
+def _expression(units: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Unit curves -> (count, 52); a name without a side fills both sides."""
+    expression = np.zeros((count, len(ARKIT_52)), np.float32)
+    for name, curve in units.items():
+        columns = [k for k, unit in enumerate(ARKIT_52) if unit in (name, f"{name}Left", f"{name}Right")]
+        expression[:, columns] = np.clip(curve, 0, 1)[:, None]
+    return expression
+
+
+def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Smooth 0..1 step between low and high."""
+    u = np.clip((x - low) / (high - low), 0, 1)
+    return u * u * (3 - 2 * u)
