@@ -198,17 +198,13 @@ def list_anchors() -> list[Anchor]:
     return [found[name] for name in sorted(found)]
 
 
-def load_anchor(name_or_path: str | Path | None = None, verify: bool = True) -> Anchor:
-    """An anchor by id, or by the path of its folder, or the first installed one, with every file checked.
+def load_anchor(name_or_path: str | Path, verify: bool = True) -> Anchor:
+    """An anchor by id, or by the path of its folder, with every file checked against the manifest.
 
     Raises InputError: unknown anchor, missing or damaged file, wrong schema version, pickle file.
     """
-    if name_or_path is None:
-        installed = list_anchors()
-        if not installed:
-            raise InputError("No anchor is installed.")
-        name_or_path = installed[0].folder
-    anchor = Anchor(folder := _find(name_or_path), _read_manifest(folder / MANIFEST))
+    folder = _find(name_or_path)
+    anchor = Anchor(folder, _read_manifest(folder / MANIFEST))
     _check_contents(anchor)
     if verify:
         verify_anchor(anchor)

@@ -1,13 +1,31 @@
-"""Windows, denoising and the Make-Your-Anchor couplings."""
+"""Windows, denoising, the Make-Your-Anchor couplings, the frame generator and the face pass.
 
+`data/make_your_anchor` holds tiny networks with random weights and what the original code computed with them.
+"""
+
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import UNet2DConditionModel as UNet
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+from safetensors.torch import save_file
 
+from avatar_app.anchors import Anchor, Preset, seal_anchor
+from avatar_app.diffusion import face as face_pass
+from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, stream_denoise
+from avatar_app.diffusion.generator import ConditionBuffer, FrameGenerator, StableDiffusionPainter, soft_surroundings
 from avatar_app.diffusion.windows import compat_windows, native_windows
+from avatar_app.mesh.conditions import render_conditions
+from talkshow_bridge.errors import InputError
+
+DATA = Path(__file__).parent / "data" / "make_your_anchor"
 
 # (length, size, overlap) -> the (start, stop) list that the original Make-Your-Anchor code makes
 ORIGINAL_WINDOWS = {
@@ -145,3 +163,292 @@ def test_noise_is_seeded_and_guidance_of_one_is_the_conditional_prediction():
     unconditional, conditional = torch.zeros(2), torch.ones(2)
     assert torch.equal(guide(unconditional, conditional, 1.0), conditional)
     assert torch.equal(guide(unconditional, conditional, 7.5), conditional * 7.5)
+
+
+# ----------------------------------------------------------------------------- numbers of the original code
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    with np.load(DATA / "golden.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def mesh_pictures() -> np.ndarray:
+    """(22, 64, 64, 3) uint8 RGB, resized as the original does it."""
+    files = sorted((DATA / "frames").glob("*.png"))
+    return np.stack([np.asarray(Image.open(f).convert("RGB").resize((64, 64), Image.LANCZOS)) for f in files])
+
+
+@pytest.fixture(scope="module")
+def original_anchor(tmp_path_factory, golden, tiny_camera) -> Anchor:
+    folder = tmp_path_factory.mktemp("original") / "original"
+    for source, target in [("unet", "body/unet"), ("controlnet", "body/controlnet"), ("vae",) * 2, ("scheduler",) * 2]:
+        shutil.copytree(DATA / source, folder / target)
+    save_file({name: golden[name] for name in ("prompt", "negative")}, folder / "embeddings.safetensors")
+    preset = {"steps": 4, "guidance": 7.5, "window": 8, "overlap": 2, "condition_scale": 2.0}
+    return seal_anchor(
+        folder,
+        {
+            "id": "original",
+            "name": "Random weights",
+            "licence": "CC0-1.0",
+            "consent": "nobody is shown",
+            "kind": "stable-diffusion",
+            "fps": 30,
+            "width": 64,
+            "height": 64,
+            "camera": tiny_camera.to_dict(),
+            "condition": "mesh-picture",
+            "cross_frame_attention": True,
+            "compat": True,
+            "presets": dict.fromkeys(("draft", "standard", "best"), preset),
+        },
+    )
+
+
+ORIGINAL_RUNS = {  # name: (frames, window, overlap, steps, guidance, condition scale)
+    "full": (22, 8, 2, 4, 7.5, 2.0),
+    "tail": (20, 8, 2, 4, 7.5, 2.0),
+    "short": (5, 16, 4, 4, 7.5, 2.0),
+    "steps20": (10, 8, 2, 20, 3.0, 1.0),
+    "nooverlap": (16, 8, 0, 4, 7.5, 2.0),
+    "single": (1, 16, 4, 4, 7.5, 2.0),
+}
+
+
+@pytest.mark.parametrize("run", ORIGINAL_RUNS)
+def test_compat_anchor_repeats_the_original_latents(run, golden, mesh_pictures, original_anchor):
+    length, window, overlap, steps, guidance, scale = ORIGINAL_RUNS[run]
+    options = Preset(steps=steps, guidance=guidance, window=window, overlap=overlap, condition_scale=scale)
+    painter = StableDiffusionPainter(original_anchor, "body", options, torch.device("cpu"), torch.float32)
+    scheduler = painter.scheduler()
+    scheduler.set_timesteps(steps)
+
+    def predict(latents, timestep, frames):
+        return painter.predict(latents, timestep, painter.encode(mesh_pictures[frames]))
+
+    with torch.inference_mode():
+        windows = painter.windows(lambda count: min(count, length), options)
+        latents = torch.cat([part for _, part in stream_denoise(predict, scheduler, golden["noise"], windows)])
+        assert torch.allclose(latents, golden[run], atol=3e-4)
+        if run == "full":
+            pixels = painter.decode(latents[:4], ()).to(torch.uint8).permute(0, 2, 3, 1)
+            assert (pixels == golden["pixels"]).float().mean() > 0.999
+
+
+def test_generator_streams_a_compat_anchor(mesh_pictures, original_anchor):
+    generator = FrameGenerator(original_anchor, original_anchor.preset("standard", {"steps": 2}), seed=1)
+    whole = np.concatenate(list(generator.frames(iter([mesh_pictures]))))
+    parts = np.concatenate(list(generator.frames(iter(np.split(mesh_pictures, [3, 4, 15])))))
+    assert whole.shape == (22, 64, 64, 3) and whole.dtype == np.uint8
+    assert np.array_equal(whole, parts)
+
+
+@pytest.mark.parametrize("first_and_last,expected", [(False, "unit_out"), (True, "unit_first_last")])
+def test_coupling_repeats_one_window_and_comes_off(golden, first_and_last, expected):
+    unet, controlnet = UNet.from_pretrained(DATA / "unet"), ControlNetModel.from_pretrained(DATA / "controlnet")
+    video, condition = golden["unit_x"], golden["unit_cond"].float() / 255  # (2, channels, 8 frames, h, w)
+    before = set(unet.attn_processors.values())
+
+    @torch.inference_mode()
+    def run(video, condition, state=None):
+        frames = video.shape[2]
+        sample, picture = (x.transpose(1, 2).flatten(0, 1) for x in (video, condition))
+        embedding = golden["unit_emb"].repeat_interleave(frames, 0)
+        down, middle = controlnet(sample, golden["unit_t"], embedding, picture, 2.0, return_dict=False)
+        if state:
+            state.mid_residual = down[-1]
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return unet(sample, golden["unit_t"], embedding, **residuals).sample.unflatten(0, (2, frames)).transpose(1, 2)
+
+    coupling = FrameCoupling(unet, controlnet, first_and_last=first_and_last, pooled_norm=True, residual_into_mid=True)
+    coupling.state.frames = 8
+    assert torch.allclose(run(video, condition, coupling.state), golden[expected], atol=2e-5)
+    coupling.remove()
+    assert set(unet.attn_processors.values()) == before
+    plain = run(video[:, :, :1], condition[:, :, :1])[:, :, 0]
+    assert torch.allclose(plain, golden["unit_plain_one_frame"], atol=2e-5)
+
+
+def test_cross_frame_attention_alone():
+    with np.load(DATA / "attention.npz") as arrays:
+        data = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    attention = Attention(query_dim=16, heads=2, dim_head=8)
+    attention.load_state_dict({name[2:]: value for name, value in data.items() if name.startswith("w_")})
+    state = WindowState(frames=3)
+    for processor, name in [
+        (CrossFrameAttention(state), "full"),
+        (CrossFrameAttention(state, first_and_last=True), "first_last"),
+    ]:
+        attention.set_processor(processor)
+        assert torch.allclose(attention(data["hidden"]), data[name], atol=1e-6)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, original_anchor):
+    broken = tmp_path / "broken"
+    shutil.copytree(original_anchor.folder, broken)
+    config = broken / "body" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(InputError, match="unet"):
+        FrameGenerator(Anchor(broken, original_anchor.manifest), original_anchor.preset("draft"))
+
+
+# ----------------------------------------------------------------------------- native anchors
+
+
+@pytest.fixture(scope="module")
+def posed(tiny_body, tiny_motion) -> np.ndarray:
+    return tiny_body.pose(tiny_motion[:13]).vertices
+
+
+@pytest.fixture(scope="module")
+def maps(tiny_body, tiny_camera, posed) -> np.ndarray:
+    return render_conditions(tiny_body, posed, tiny_camera)
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal up to a rounding: convolutions of another batch size may add in another order."""
+    return a.shape == b.shape and int(np.abs(a.astype(int) - b).max()) <= 1
+
+
+@pytest.mark.parametrize("preset", ["draft", "best"])
+def test_native_frames_do_not_depend_on_the_chunks(tiny_anchor, maps, preset):
+    generator = FrameGenerator(tiny_anchor, tiny_anchor.preset(preset), seed=5)
+    whole = np.concatenate(list(generator.frames(iter([maps]))))
+    single = np.concatenate(list(generator.frames(maps[i : i + 1] for i in range(len(maps)))))
+    assert whole.shape == (13, 64, 64, 3) and whole.dtype == np.uint8
+    assert np.array_equal(whole, single)
+    assert close(whole[:1], np.concatenate(list(generator.frames(iter([maps[:1]])))))
+    other = FrameGenerator(tiny_anchor, tiny_anchor.preset(preset), seed=6)
+    assert not np.array_equal(whole, np.concatenate(list(other.frames(iter([maps])))))
+
+
+def test_native_frames_with_cross_frame_attention(tiny_anchor, maps):
+    manifest = tiny_anchor.manifest.model_copy(update={"cross_frame_attention": True})
+    generator = FrameGenerator(Anchor(tiny_anchor.folder, manifest), tiny_anchor.preset("best"))
+    whole = np.concatenate(list(generator.frames(iter([maps]))))
+    parts = np.concatenate(list(generator.frames(iter(np.split(maps, [2, 9])))))
+    assert len(whole) == 13 and np.array_equal(whole, parts)
+
+
+def test_generator_reads_no_further_than_it_must(tiny_anchor, maps):
+    pulled = 0
+
+    def endless():
+        nonlocal pulled
+        while True:
+            pulled += 1
+            yield maps[pulled % 13][None]
+
+    frames = FrameGenerator(tiny_anchor, tiny_anchor.preset("draft")).frames(endless())
+    for _ in range(10):
+        next(frames)
+        assert pulled <= 60
+    assert torch.is_inference_mode_enabled() is False
+
+
+def test_no_conditions_no_frames(tiny_anchor):
+    assert list(FrameGenerator(tiny_anchor, tiny_anchor.preset("draft")).frames(iter([]))) == []
+
+
+def test_static_background_is_kept_away_from_the_body(tiny_anchor, maps):
+    manifest = tiny_anchor.manifest.model_copy(update={"static_background": True})
+    frames = np.concatenate(
+        list(FrameGenerator(Anchor(tiny_anchor.folder, manifest), tiny_anchor.preset("draft")).frames(iter([maps])))
+    )
+    free = np.concatenate(list(FrameGenerator(tiny_anchor, tiny_anchor.preset("draft")).frames(iter([maps]))))
+    share = soft_surroundings(torch.from_numpy((maps[..., 8] > 0).astype(np.uint8))).numpy()[:, 0]
+    assert share.min() == 0 and share[maps[..., 8] > 0].min() > 0.99
+    plate = np.broadcast_to(tiny_anchor.background, frames.shape)
+    assert (share == 0).any() and np.array_equal(frames[share == 0], plate[share == 0])
+    assert close(frames[share == 1], free[share == 1])
+
+
+def test_options_that_make_no_sense_are_refused(tiny_anchor):
+    with pytest.raises(InputError, match="guidance"):
+        FrameGenerator(tiny_anchor, tiny_anchor.preset("draft", {"guidance": 7.5}))
+    with pytest.raises(InputError, match="overlap"):
+        tiny_anchor.preset("draft", {"window": 2})
+    with pytest.raises(InputError, match="steps"):
+        tiny_anchor.preset("draft", {"steps": 0})
+    with pytest.raises(InputError, match="draft"):
+        tiny_anchor.preset("superb")
+
+
+def test_condition_buffer_forgets():
+    buffer = ConditionBuffer(
+        (np.full((3, 2, 2, 1), i, np.float32) for i in range(100)), lambda chunk: (torch.from_numpy(chunk),)
+    )
+    assert buffer.available(5) == 5
+    buffer.forget(4)
+    assert buffer.take(slice(4, 6))[0].mean() == 1 and len(buffer._kept) == 2
+    assert buffer.available(10**6) == 300
+
+
+# ----------------------------------------------------------------------------- the face pass
+
+
+@pytest.mark.parametrize("cuts", [[], [1, 5], list(range(1, 13))])
+def test_face_pass_does_not_depend_on_the_chunks(tiny_anchor, maps, posed, cuts):
+    frames = np.random.default_rng(0).integers(0, 255, (13, 64, 64, 3), dtype=np.uint8)
+    options = tiny_anchor.preset("standard")
+    whole = face_pass.FaceEnhancer(tiny_anchor, options).enhance(frames, posed)
+    enhancer = face_pass.FaceEnhancer(tiny_anchor, options)
+    parts = [enhancer.enhance(f, v) for f, v in zip(np.split(frames, cuts), np.split(posed, cuts), strict=True)]
+    assert close(np.concatenate(parts), whole)
+    head = face_pass.head_squares(tiny_anchor.body, posed, tiny_anchor.camera)
+    changed = np.argwhere((whole != frames).any(-1))
+    assert len(changed)
+    for frame, y, x in changed:
+        assert max(abs(x + 0.5 - head[frame, 0]), abs(y + 0.5 - head[frame, 1])) <= head[frame, 2] / 2 + 2
+
+
+def test_face_pass_shows_before_and_after(tiny_anchor, posed):
+    frames = np.zeros((2, 64, 64, 3), np.uint8)
+    both = face_pass.FaceEnhancer(tiny_anchor, tiny_anchor.preset("standard")).enhance(frames, posed[:2], before=True)
+    assert both.shape == (2, 64, 128, 3) and not both[:, :, :64].any() and both[:, :, 64:].any()
+
+
+def test_face_pass_needs_face_networks(original_anchor):
+    with pytest.raises(InputError, match="face"):
+        face_pass.FaceEnhancer(original_anchor, original_anchor.preset("draft"))
+
+
+def test_crops_hold_the_head_and_are_steady():
+    rng = np.random.default_rng(1)
+    center = np.cumsum(rng.normal(0, 1, (200, 2)), axis=0) + 100
+    center[100:] += 40  # a jump
+    squares = np.column_stack([center, 30 + rng.normal(0, 1, 200)])
+    crops = face_pass.CropTrack(1.4, 25).follow(squares)
+    for side in (0, 1):
+        low = squares[:, side] - squares[:, 2] / 2
+        assert (crops[:, side] <= low + 1).all()
+        assert (crops[:, side] + crops[:, 2] >= low + squares[:, 2] - 1).all()
+    assert np.abs(np.diff(crops[:, 2])).max() <= 3 < np.abs(np.diff(squares[:, 2])).max()
+    track = face_pass.CropTrack(1.4, 25)
+    assert np.array_equal(np.concatenate([track.follow(part) for part in np.split(squares, [1, 7, 150])]), crops)
+
+
+def test_blend_of_the_crop_itself_changes_nothing():
+    """Crop, resample and paste agree about where pixels lie: a smooth picture comes back."""
+    y, x = np.mgrid[0:64, 0:64].astype(np.float32)
+    frame = np.stack([2 * x + 20, 2 * y + 30, x + y], axis=-1).round().astype(np.uint8)
+    left, top, size = 20, -5, 24
+    fine_y, fine_x = (np.mgrid[0:64, 0:64] + 0.5) * size / 64 - 0.5
+    fine_x, fine_y = fine_x + left, fine_y + top
+    face = np.stack([2 * fine_x + 20, 2 * fine_y + 30, fine_x + fine_y], axis=-1).clip(0, 255).round().astype(np.uint8)
+    pasted = frame.copy()
+    mask = face_pass.feathered(np.ones((64, 64), bool))
+    face_pass.blend(pasted, face, mask, left, top, size)
+    assert np.abs(pasted.astype(int) - frame).max() <= 1
+    face_pass.blend(pasted, face, mask, 500, 500, size)  # outside: nothing to do
+
+
+def test_mask_fades_inside_the_head_and_at_the_border():
+    shape = np.zeros((64, 64), bool)
+    shape[20:, 20:44] = True
+    mask = face_pass.feathered(shape)
+    assert mask.shape == (64, 64) and mask[42, 32] == 1
+    assert not mask[~torch.from_numpy(shape)].any() and mask[-1].max() < 0.2

@@ -22,7 +22,7 @@ FEATHER = 0.03  # erosion and blur radius of the mask, share of the crop's side
 
 
 class FaceEnhancer:
-    """Repaints the heads of one video, chunk after chunk in order; up to rounding the result does not depend on the chunks.
+    """Repaints the heads of one video, chunk after chunk in order; how it is cut changes no more than a rounding.
 
     Raises InputError when the anchor has no face networks.
     """

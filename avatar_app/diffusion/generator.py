@@ -274,10 +274,11 @@ def soft_surroundings(mask: Tensor) -> Tensor:
     """
     height, width = mask.shape[1:]
     coarse = functional.max_pool2d(mask[:, None].float(), 4, ceil_mode=True)
-    reach = max(1, round(0.06 * height / 4))
+    margin = max(1, round(0.04 * height / 4))
+    fade = max(1, margin // 2)
+    reach = margin + 2 * fade
     coarse = functional.max_pool2d(coarse, (2 * reach + 1, 1), 1, (reach, 0))
     coarse = functional.max_pool2d(coarse, (1, 2 * reach + 1), 1, (0, reach))
-    fade = max(1, reach // 3)
     for _ in range(2):
         padded = functional.pad(coarse, (fade, fade, fade, fade), mode="replicate")
         coarse = functional.avg_pool2d(padded, 2 * fade + 1, 1)
