@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from avatar_app.settings import PRESETS, RenderSettings
+from avatar_app.settings import PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
 
@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--preset", choices=PRESETS)
     render.add_argument("--seed", type=int)
     render.add_argument("--gesture-energy", type=float, metavar="0..2")
-    render.add_argument("--style", help="gesture style")
+    render.add_argument("--style", choices=STYLES, help="of the gestures, default neutral")
     for name, kind in (
         ("steps", int),
         ("guidance", float),

@@ -21,6 +21,7 @@ import numpy as np
 
 from avatar_app import __version__
 from avatar_app.anchors import MANIFEST, Anchor, Preset, list_anchors, load_anchor
+from avatar_app.estimate import remember
 from avatar_app.settings import RenderSettings
 from avatar_app.video import VideoWriter, check_output
 from talkshow_bridge.audio import Speech, load_speech
@@ -100,8 +101,11 @@ def render(
                 video.write(chunk)
             report("frames", video.frames, len(motion))
 
-    sidecar = write_sidecar(out, settings, presenter, recording, motion, preview, clock.seconds())
-    return RenderResult(out, sidecar, len(motion), fps, len(motion) / fps, clock.seconds())
+    timings = clock.seconds()
+    if not settings.sampler_overrides():
+        remember(presenter.id, "preview" if preview else settings.preset, len(motion), timings, device)
+    sidecar = write_sidecar(out, settings, presenter, recording, motion, preview, timings)
+    return RenderResult(out, sidecar, len(motion), fps, len(motion) / fps, timings)
 
 
 def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, device: str = "cpu") -> Motion:
@@ -110,9 +114,8 @@ def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, 
 
     if recording is None:
         raise InputError("Without speech a motion file is needed.")
-    style = {} if settings.style is None else {"style": settings.style}
     generator = MotionGenerator.from_pretrained(device=device)
-    return generator.generate(recording, seed=settings.seed, energy=settings.gesture_energy, fps=fps, **style)
+    return generator.generate(recording, settings.seed, settings.style, settings.gesture_energy, fps)
 
 
 def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:

@@ -11,6 +11,7 @@ from pathlib import Path
 from talkshow_bridge.errors import InputError
 
 PRESETS = ("draft", "standard", "best")
+STYLES = ("calm", "neutral", "lively")
 SAMPLER_FIELDS = ("steps", "guidance", "condition_scale", "window", "overlap", "face")
 
 # name: (type, smallest, largest); None is always allowed where the field's default is None
@@ -33,7 +34,7 @@ class RenderSettings:
     anchor: id of an installed anchor or a folder with an anchor.json; None = the first bundled one.
     preset: "draft", "standard" or "best": the anchor's own sampler defaults.
     seed: same seed, same speech, same settings -> same motion and same frames.
-    gesture_energy: 0 = still arms, 1 = natural, 2 = lively.   style: a named gesture style of the motion generator.
+    gesture_energy: 0 = still arms, 1 = natural, 2 = lively.   style: "calm", "neutral" or "lively".
     steps, guidance, condition_scale, window, overlap, face: override the preset of the anchor; None = the preset's.
     crf: H.264 quality, 0 (lossless) to 40; 18 is visually transparent.
     """
@@ -42,7 +43,7 @@ class RenderSettings:
     preset: str = "standard"
     seed: int = 0
     gesture_energy: float = 1.0
-    style: str | None = None
+    style: str = "neutral"
     steps: int | None = None
     guidance: float | None = None
     condition_scale: float | None = None
@@ -54,9 +55,10 @@ class RenderSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InputError(f"Unknown preset {self.preset!r}: please choose one of {', '.join(PRESETS)}.")
-        for name in ("anchor", "style"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise InputError(f"Setting '{name}' must be a text, not {getattr(self, name)!r}.")
+        if self.style not in STYLES:
+            raise InputError(f"Unknown style {self.style!r}: please choose one of {', '.join(STYLES)}.")
+        if not isinstance(self.anchor, (str, type(None))):
+            raise InputError(f"Setting 'anchor' must be a text, not {self.anchor!r}.")
         if self.face not in (None, True, False):
             raise InputError(f"Setting 'face' must be true, false or empty, not {self.face!r}.")
         for name, (kind, low, high) in _RANGES.items():
