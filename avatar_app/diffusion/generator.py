@@ -6,7 +6,7 @@ predict the noise of a window of frames together under classifier-free guidance.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -109,38 +109,44 @@ class FrameGenerator:
 class ConditionBuffer:
     """The conditions of the frames in flight: read on demand, encoded once, forgotten when their frames are out."""
 
-    def __init__(self, chunks: Iterator[np.ndarray], encode):
+    def __init__(self, chunks: Iterator[np.ndarray], encode: Callable[[np.ndarray], tuple[Tensor, ...]]):
         self._chunks = iter(chunks)
         self._encode = encode
-        self._kept: deque[tuple[Tensor, ...]] = deque()
-        self._first = 0  # number of the frame that _kept[0] belongs to
+        self._kept: deque[tuple[range, tuple[Tensor, ...]]] = deque()  # (frames, their encoded conditions)
+        self._read = 0
         self.picture_size: tuple[int, int] | None = None  # (height, width)
 
     def available(self, count: int) -> int:
         """How many of the first `count` frames there are; reads just enough chunks to know."""
-        while self._first + len(self._kept) < count:
+        while self._read < count:
             chunk = next(self._chunks, None)
             if chunk is None:
                 break
-            self._read(chunk)
-        return min(count, self._first + len(self._kept))
+            self._append(chunk)
+        return min(count, self._read)
 
-    def _read(self, chunk: np.ndarray) -> None:
+    def _append(self, chunk: np.ndarray) -> None:
         self.picture_size = self.picture_size or chunk.shape[1:3]
         if chunk.shape[1:3] != self.picture_size:
             raise ValueError(f"condition pictures changed size from {self.picture_size} to {chunk.shape[1:3]}")
         for start in range(0, len(chunk), BATCH):
-            self._kept.extend(zip(*self._encode(chunk[start : start + BATCH]), strict=True))
+            batch = chunk[start : start + BATCH]
+            self._kept.append((range(self._read, self._read + len(batch)), self._encode(batch)))
+            self._read += len(batch)
 
     def take(self, frames: slice) -> tuple[Tensor, ...]:
-        """The encoded conditions of some frames, stacked."""
-        kept = [self._kept[frame - self._first] for frame in range(frames.start, frames.stop)]
-        return tuple(torch.stack(tensors) for tensors in zip(*kept, strict=True))
+        """The encoded conditions of some frames, (n, ...) each; a view where they lie together."""
+        parts = []
+        for kept, tensors in self._kept:
+            if kept.start < frames.stop and frames.start < kept.stop:
+                part = slice(max(frames.start - kept.start, 0), frames.stop - kept.start)
+                parts.append([tensor[part] for tensor in tensors])
+        return tuple(pieces[0] if len(pieces) == 1 else torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
     def forget(self, before: int) -> None:
-        while self._first < before:
+        """Let go of all conditions whose frames lie wholly before frame `before`."""
+        while self._kept and self._kept[0][0].stop <= before:
             self._kept.popleft()
-            self._first += 1
 
 
 class NativePainter:
