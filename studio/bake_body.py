@@ -11,18 +11,19 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scipy import sparse
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
 
-from studio.makehuman import VERTEX_COUNT, Phenotype, load_base_mesh, load_target, shape_offset
+from studio.makehuman import VERTEX_COUNT, Phenotype, load_base_mesh, load_target, shape_offset, texture
 from studio.smplx_rig import FINGERS, JOINT, JOINT_NAMES, PARENTS, Person, Rig, build_rig, triangles
 
 log = logging.getLogger(__name__)
 
 SHAPES, POPULATION = 10, 240
 SHAPE_COLUMNS, EXPRESSION_COLUMNS = 300, 100
-PARTS = ("skin", "leotard", "eye_left", "eye_right", "teeth_upper", "teeth_lower", "tongue")
+PARTS = ("skin", "lips", "mouth", "eye_left", "eye_right", "teeth_upper", "teeth_lower", "tongue")
 PART_GROUPS = {
     "eye_left": "helper-l-eye",
     "eye_right": "helper-r-eye",
@@ -62,7 +63,7 @@ def bake(path: Path) -> None:
     position = np.full(VERTEX_COUNT, -1)
     position[order] = np.arange(len(order))
 
-    corners, part = body_faces(rig, neutral)
+    corners, part = body_faces(rig)
     faces = position[corners[..., 0]]
     vertices = neutral.vertices[order]
     landmark_faces, landmark_weights = face_landmarks(rig, neutral, vertices, faces)
@@ -235,28 +236,24 @@ def fixed_numbers(rig: Rig, neutral: Person, kept: np.ndarray) -> np.ndarray:
     return order
 
 
-def body_faces(rig: Rig, neutral: Person) -> tuple[np.ndarray, np.ndarray]:
-    """Triangle corners (F, 3, 2) of (vertex, uv) and the part (F,) of each, a short-sleeved leotard among them."""
+def body_faces(rig: Rig) -> tuple[np.ndarray, np.ndarray]:
+    """Triangle corners (F, 3, 2) of (vertex, uv) and the part (F,) of each."""
     skin = rig.base.groups["body"]
-    covered = wears_leotard(rig, neutral, skin[..., 0])
-    quads = {"skin": skin[~covered], "leotard": skin[covered]}
+    center = rig.base.uv[skin[..., 1]].mean(axis=1)
+    lips, mouth = (_masked(name, center) for name in ("mpfb_lips.jpg", "mpfb_inside-mouth.jpg"))
+    quads = {"skin": skin[~lips & ~mouth], "lips": skin[lips & ~mouth], "mouth": skin[mouth]}
     quads |= {name: rig.base.groups[group] for name, group in PART_GROUPS.items()}
     corners = [triangles(quads[name]) for name in PARTS]
     return np.concatenate(corners), np.repeat(np.arange(len(PARTS), dtype=np.uint8), [len(c) for c in corners])
 
 
-def wears_leotard(rig: Rig, neutral: Person, quads: np.ndarray) -> np.ndarray:
-    """Which skin quads (Q, 4) the leotard covers: from a scooped neckline to short sleeves and mid thighs."""
-    center = neutral.vertices[quads].mean(axis=1)
-    joints = {name: neutral.joints[JOINT[name]] for name in JOINT_NAMES}
-    reach, height = np.abs(center[:, 0]), center[:, 1]
-    shoulder, elbow, hip, knee = (joints[f"left_{name}"] for name in ("shoulder", "elbow", "hip", "knee"))
-    sleeve = reach < shoulder[0] + 0.4 * (elbow[0] - shoulder[0])
-    leg = height > hip[1] + 0.3 * (knee[1] - hip[1])
-    top = joints["neck"][1] + 0.015
-    depth = np.where(center[:, 2] > 0.03, 0.11, 0.05)
-    outside = np.hypot(reach / 0.085, (height - top) / depth) > 1
-    return sleeve & leg & outside & (height < top)
+def _masked(name: str, uv: np.ndarray) -> np.ndarray:
+    """Whether a mask picture is white at the texture coordinates (n, 2)."""
+    picture = np.asarray(Image.open(texture(name)).convert("L"))
+    height, width = picture.shape
+    column = np.clip((uv[:, 0] * width).astype(int), 0, width - 1)
+    row = np.clip(((1 - uv[:, 1]) * height).astype(int), 0, height - 1)
+    return picture[row, column] > 127
 
 
 def face_landmarks(rig: Rig, neutral: Person, vertices, faces) -> tuple[np.ndarray, np.ndarray]:

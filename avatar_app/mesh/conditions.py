@@ -27,6 +27,7 @@ def draw_conditions(body, vertices: np.ndarray, camera: Camera, out: np.ndarray)
     """One frame of `render_conditions` into `out` (height, width, 10), whose background must already be 0.
 
     Returns which pixels are covered, (height, width) bool."""
+    vertices = np.ascontiguousarray(vertices, np.float32)
     points = camera.project(vertices.astype(np.float64))
     normals = vertex_normals(vertices, body.faces) @ camera.rotation.T.astype(np.float32)
     face_id, inverse_depth = rasterize(points, body.faces, camera.width, camera.height)
