@@ -1,0 +1,161 @@
+"""A suit, shirt and tie as offset shells of MakeHuman's tights, cut to shape by masks drawn in the rest pose.
+
+The scene renders five shells (shirt, collar, tie, jacket, lapel); the anchor's condition mesh gets one merged shell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from avatar_app.mesh.body import Body
+from studio import makehuman
+from studio.geometry import quad_normals, smoothing_matrix, triangulate
+
+LAYERS = {"shirt": 0.005, "collar": 0.0105, "tie": 0.0085, "jacket": 0.0135, "lapel": 0.0175}  # metres above the tights
+PAD = 0.006  # shoulder pad, metres
+BUTTON_Y = -0.36  # where the jacket closes, below the neck joint
+MASK_SIZE, MASK_SIDE = 2048, 0.84
+LEG_JOINTS, TRUNK_JOINTS = [1, 2, 4, 5, 7, 8, 10, 11], [0, 3, 6, 9, 13, 14, 16, 17, 18, 19]
+
+_ALL = [[(-0.6, -0.9), (-0.6, 0.3), (0.6, 0.3), (0.6, -0.9)]]
+# name -> ((front keep, front cut), (back keep, back cut)); polygons in metres from the neck joint, mirrored left/right
+_CUTS = {
+    "jacket": (
+        (_ALL, [[(0, BUTTON_Y), (0.043, -0.06), (0.050, -0.01), (0.060, 0.3), (0, 0.3)]]),
+        (_ALL, [[(0, 0.024), (0.3, 0.024), (0.3, 0.5), (0, 0.5)]]),
+    ),
+    "lapel": (
+        ([[(0.001, BUTTON_Y), (0.043, -0.06), (0.050, -0.005), (0.058, 0.03), (0.085, 0.01), (0.098, -0.055),
+           (0.122, -0.10), (0.096, -0.116), (0.110, -0.133), (0.058, -0.28)]], []),
+        ([[(0, 0.026), (0, -0.012), (0.3, -0.012), (0.3, 0.026)]], []),
+    ),
+    "shirt": (
+        (_ALL, [[(0, -0.030), (0.012, 0.012), (0.02, 0.4), (0, 0.4)], [(0, 0.024), (0.3, 0.036), (0.3, 0.4), (0, 0.4)]]),
+        (_ALL, [[(0, 0.045), (0.3, 0.045), (0.3, 0.5), (0, 0.5)]]),
+    ),
+    "collar": (
+        ([[(0.003, -0.026), (0.036, -0.082), (0.060, -0.035), (0.080, 0.02), (0.065, 0.032), (0.03, 0.016)]], []),
+        ([[(0, 0.044), (0.3, 0.044), (0.3, 0.0), (0, 0.0)]], []),
+    ),
+    "tie": (
+        ([[(0, -0.022), (0.0165, -0.022), (0.011, -0.064), (0.014, -0.066), (0.043, -0.45), (0, -0.45)]], []),
+        ([], []),
+    ),
+}  # fmt: skip
+
+
+class Outfit:
+    """Shell geometry and masks for one body (a `Body` with all 19158 MakeHuman vertices)."""
+
+    def __init__(self, film_body: Body) -> None:
+        base = makehuman.load_base_mesh()
+        self.rest = film_body.vertices.astype(np.float64)
+        self.joints, self.weights = film_body.joints, film_body.weights
+        self.neck, self.eye_y = self.joints[12], float(self.joints[23][1])
+        self.origin = (-0.32, float(self.neck[1]) - 0.66)
+        self.side = MASK_SIDE
+        self.split_depth = float(self.neck[2]) - 0.004
+        wrist = abs(float(self.joints[20][0]))
+        self.sleeve_end = {name: wrist - (0.028 if name in ("jacket", "lapel") else 0.006) for name in LAYERS}
+        self.button_y = BUTTON_Y
+        self.shirt_sleeve = (0.15, wrist - 0.07)  # the shirt's arms are left out between these |x|: the jacket hides them
+        self.masks = {name: tuple(self._mask(*cut) for cut in cuts) for name, cuts in _CUTS.items()}
+
+        tights = base.groups["helper-tights"][..., 0]
+        centre = self.rest[tights].mean(1)
+        tights = tights[(centre[:, 1] > self.joints[1][1] - 0.16) & (np.abs(centre[:, 0]) < wrist + 0.02)]
+        self.quads = tights
+        self.index, inverse = np.unique(tights, return_inverse=True)
+        self.local = inverse.reshape(tights.shape)
+        self._smooth = {name: smoothing_matrix(self.local, len(self.index), 5 if name in ("jacket", "lapel") else 1) for name in LAYERS}
+        points, weights = self.rest[self.index], self.weights[self.index]
+        shoulder = np.clip(weights[:, [13, 14, 16, 17]].sum(1), 0, 1) * (points[:, 1] > self.joints[16][1])
+        self._pad = shoulder * np.exp(-(((np.abs(points[:, 0]) - 0.15) / 0.06) ** 2))
+        # shells hug the neck so that no dark gap opens between collar and skin
+        self._hug = 1 - 0.45 * np.clip((points[:, 1] - self.neck[1] + 0.02) / 0.05, 0, 1) * (np.abs(points[:, 0]) < 0.1)
+
+    def _mask(self, keep, cut) -> np.ndarray:
+        image = Image.new("L", (MASK_SIZE, MASK_SIZE))
+        draw = ImageDraw.Draw(image)
+        scale = MASK_SIZE / MASK_SIDE
+        for polygons, value in ((keep, 255), (cut, 0)):
+            for polygon in polygons:
+                for mirror in (1, -1):
+                    at = [(mirror * x - self.origin[0], self.neck[1] + y - self.origin[1]) for x, y in polygon]
+                    draw.polygon([(x * scale, MASK_SIZE - y * scale) for x, y in at], fill=value)
+        return np.array(image.filter(ImageFilter.GaussianBlur(1.2)))
+
+    def layer_quads(self, name: str) -> np.ndarray:
+        """The quads (Q, 4) of the tights on which a layer shows at all (the others would only slow rendering)."""
+        scale = MASK_SIZE / MASK_SIDE
+        points = self.rest[self.quads]
+        column = np.clip((points[..., 0] - self.origin[0]) * scale, 0, MASK_SIZE - 1).astype(int)
+        row = np.clip(MASK_SIZE - (points[..., 1] - self.origin[1]) * scale, 0, MASK_SIZE - 1).astype(int)
+        boxes = zip(row.min(1), row.max(1) + 1, column.min(1), column.max(1) + 1, strict=True)
+        front, back = self.masks[name]
+        both = np.maximum(front, back)
+        shown = np.array([both[top:bottom, left:right].any() for top, bottom, left, right in boxes])
+        reach = np.abs(points[..., 0]).min(1)
+        shown &= reach < self.sleeve_end[name]
+        if name == "shirt":
+            shown &= (reach < self.shirt_sleeve[0]) | (np.abs(points[..., 0]).max(1) > self.shirt_sleeve[1])
+        return self.quads[shown]
+
+    def covers(self, name: str, points: np.ndarray) -> np.ndarray:
+        """Whether a layer exists at rest positions (n, 3)."""
+        scale = MASK_SIZE / MASK_SIDE
+        column = np.clip((points[:, 0] - self.origin[0]) * scale, 0, MASK_SIZE - 1).astype(int)
+        row = np.clip(MASK_SIZE - (points[:, 1] - self.origin[1]) * scale, 0, MASK_SIZE - 1).astype(int)
+        front, back = (mask[row, column] > 127 for mask in self.masks[name])
+        reach = np.abs(points[:, 0])
+        inside = reach < self.sleeve_end[name]
+        if name == "shirt":
+            inside &= (reach < self.shirt_sleeve[0]) | (reach > self.shirt_sleeve[1])
+        return np.where(points[:, 2] > self.split_depth, front, back) & inside
+
+    def layer_shape(self, name: str):
+        """Function from posed vertices of the whole tights (n, 3) to the posed shell of one layer."""
+        offset, smooth = LAYERS[name] * self._hug, self._smooth[name]
+        lift = np.outer(self._pad * (PAD if name in ("jacket", "lapel") else 0), (0, 1, 0))
+
+        def shape(points: np.ndarray) -> np.ndarray:
+            points = smooth @ points
+            return points + quad_normals(points, self.local) * offset[:, None] + lift
+
+        return shape
+
+    def visible_skin(self, quads: np.ndarray) -> np.ndarray:
+        """Which skin quads (Q, 4) are not surely under the clothes."""
+        weights, centre = self.weights[quads], self.rest[quads].mean(1)
+        legs = weights[:, :, LEG_JOINTS].sum(2).mean(1) > 0.2
+        trunk = weights[:, :, TRUNK_JOINTS].sum(2).mean(1) > 0.97
+        low = (centre[:, 1] < self.neck[1] - 0.05) & (np.abs(centre[:, 0]) < abs(self.joints[20][0]) - 0.035)
+        return ~(legs | (trunk & low))
+
+    def shell_rest(self) -> np.ndarray:
+        """The merged shell's rest vertices (n, 3): each point as far out as its outermost layer."""
+        points = self.rest[self.index]
+        shell = self.layer_shape("shirt")(points)
+        for name in ("tie", "collar", "jacket", "lapel"):
+            inside = self.covers(name, points)
+            shell[inside] = self.layer_shape(name)(points)[inside]
+        return shell
+
+    def shell_faces(self) -> tuple[np.ndarray, np.ndarray]:
+        """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas' right half."""
+        points = self.rest[self.index]
+        triangles = triangulate(self.local)
+        centre = points[triangles].mean(1)
+        triangles = triangles[np.any([self.covers(name, centre) for name in ("shirt", "collar", "jacket")], axis=0)]
+        facing = points[triangles].mean(1)[:, 2] > self.split_depth
+        return triangles, clothes_chart(points[triangles], facing, float(self.neck[1]))
+
+
+def clothes_chart(points: np.ndarray, front: np.ndarray, neck_y: float) -> np.ndarray:
+    """Rest positions (F, 3, 3) -> (F, 3, 2): planar front chart below v = .5, back chart up to .75, more texels at the chest."""
+    x = np.abs(points[..., 0])
+    spread = np.where(x < 0.24, x / 0.24 * 0.7, 0.7 + (x - 0.24) / 0.48 * 0.3).clip(0, 1)
+    u = 0.75 + 0.25 * np.sign(points[..., 0]) * spread
+    v = ((points[..., 1] - neck_y + 0.62) / 0.72).clip(0, 1)
+    return np.stack([u, np.where(front[:, None], 0.5 * v, 0.5 + 0.25 * v)], -1)
