@@ -119,14 +119,14 @@ def modesty(rig: Rig) -> sparse.csr_array:
     edges = np.concatenate([quads[:, [k, (k + 1) % 4]] for k in range(4)])
     links = sparse.coo_array((np.ones(len(edges)), edges.T), (VERTEX_COUNT, VERTEX_COUNT)).tocsr()
     links = ((links + links.T) > 0).astype(float)
-    for _ in range(2):  # two rings more, so that the transition is soft
+    for _ in range(4):  # some rings more, so that the transition is soft
         region |= links @ region > 0
     region &= body
     average = sparse.diags_array(1 / np.maximum(links.sum(axis=1), 1)) @ links
     stay = sparse.diags_array((~region).astype(float))
     step = (stay + sparse.diags_array(region.astype(float)) @ average).tocsr()
     result = step
-    for _ in range(60):
+    for _ in range(120):
         result = step @ result
     return result
 

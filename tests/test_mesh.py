@@ -228,3 +228,34 @@ def test_preview_is_lit_dressed_and_deterministic(body, camera, speaking):
     assert 0.2 < bluish[seen].mean() < 0.9  # a leotard, and skin besides
     garment = replace(body, part_names=("shirt", *body.part_names[1:]))
     assert not np.array_equal(render_preview(garment, vertices, camera), pictures)
+
+
+def test_pyrender_pictures_line_up_with_the_condition_maps(body, camera, speaking):
+    from avatar_app.mesh.pyrender_style import render_mesh_pictures
+
+    vertices = body.pose(speaking[:2]).vertices
+    try:
+        pictures = render_mesh_pictures(body, vertices, camera)
+    except InputError as problem:
+        pytest.skip(str(problem))
+    seen = render_conditions(body, vertices, camera)[..., PART] > 0
+    drawn = pictures.max(axis=-1) > 60  # less is the half-covered outline
+    assert (seen ^ drawn).sum() < 0.06 * seen.sum()
+    for ours, theirs in zip(seen, drawn, strict=True):
+        np.testing.assert_allclose(np.argwhere(ours).mean(axis=0), np.argwhere(theirs).mean(axis=0), atol=0.25)
+    with ThreadPoolExecutor(3) as pool:
+        again = list(pool.map(lambda _: render_mesh_pictures(body, vertices, camera), range(3)))
+    assert all(np.array_equal(result, pictures) for result in again)
+
+
+def test_missing_gl_is_one_clear_sentence(body, camera, monkeypatch):
+    from avatar_app.mesh import pyrender_style
+
+    def broken():
+        raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
+
+    monkeypatch.setattr(pyrender_style, "_pyrender", broken)
+    pyrender_style._renderer.cache_clear()
+    with pytest.raises(InputError, match="apt install libegl1"):
+        pyrender_style.render_mesh_pictures(body, body.vertices[None], camera)
+    pyrender_style._renderer.cache_clear()
