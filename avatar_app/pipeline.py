@@ -192,7 +192,7 @@ def write_sidecar(
 ) -> Path:
     """Writes what is needed to make the same video again beside it, as JSON."""
     facts = {
-        "settings": replace(settings, anchor=anchor.id).to_dict(),
+        "settings": replace(settings, anchor=settings.anchor or anchor.id).to_dict(),
         "preview": preview,
         "speech": recording and {"sha256": recording.sha256, "duration": recording.duration},
         "anchor": {"id": anchor.id, "sha256": hashlib.sha256((anchor.folder / MANIFEST).read_bytes()).hexdigest()},

@@ -36,12 +36,12 @@ def test_speech_to_video_with_side_car(tiny_anchor, speech, tmp_path):
     assert [stage for stage, done, total in stages if done == 0] == ["speech", "anchor", "motion", "frames"]
     assert stages[-1] == ("frames", 28, 28)
     told = json.loads(result.sidecar.read_text())
-    assert told["settings"] == {**settings.to_dict(), "anchor": "tiny"}
+    assert told["settings"] == {**settings.to_dict(), "anchor": str(tiny_anchor.folder)}
     assert told["speech"]["sha256"] == load_speech(speech).sha256 and len(told["anchor"]["sha256"]) == 64
     assert {"mesh", "diffusion", "face", "video", "total"} <= set(told["timings_s"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.json", "out.mp4"]
 
-    again = render(speech, tiny_anchor.folder, tmp_path / "again.mp4", RenderSettings.load(result.sidecar))
+    again = render(speech, out=tmp_path / "again.mp4", settings=RenderSettings.load(result.sidecar))
     assert again.path.read_bytes() == result.path.read_bytes()
 
 

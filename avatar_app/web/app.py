@@ -53,18 +53,20 @@ def build() -> gr.Blocks:
             with gr.Column(scale=5, min_width=320):
                 gr.Markdown("### 1 &nbsp;Speech")
                 speech = gr.Audio(
-                    sources=["upload", "microphone"], type="filepath", label="Upload or record", elem_id="speech"
+                    sources=["upload", "microphone"], type="filepath", label="Upload or record", buttons=["download"]
                 )
                 samples = _sample_buttons()
                 gr.Markdown("### 2 &nbsp;Presenter")
                 anchor = gr.Textbox(anchors[0].id if anchors else "", label="Anchor id", visible=False)
                 gallery = gr.Gallery(
                     [(_thumbnail(one), one.manifest.name) for one in anchors],
-                    columns=3, height="auto", object_fit="cover", allow_preview=False, show_label=False,
+                    columns=3, fit_columns=False, object_fit="cover", allow_preview=False, show_label=False,
                     selected_index=0 if anchors else None, buttons=[], interactive=False, elem_id="gallery",
                 )  # fmt: skip
                 gr.Markdown("### 3 &nbsp;Quality")
-                preset = gr.Radio(_presets(None, None), value="standard", show_label=False, elem_id="preset")
+                preset = gr.Radio(
+                    _presets(None, None), value="standard", label="with the expected time here", elem_id="preset"
+                )
                 with gr.Accordion("More", open=False):
                     style = gr.Radio([(name.capitalize(), name) for name in STYLES], value="neutral", label="Style")
                     energy = gr.Slider(0, 2, 1, step=0.1, label="Gestures", info="0 = still, 1 = natural, 2 = lively")
@@ -74,7 +76,7 @@ def build() -> gr.Blocks:
                 gr.Markdown("### 4 &nbsp;Video")
                 with gr.Row(elem_id="actions"):
                     generate = gr.Button("Generate", variant="primary", scale=2, min_width=120)
-                    preview = gr.Button("Mesh preview", scale=1, min_width=120)
+                    preview = gr.Button("Mesh preview", scale=1, min_width=150)
                     stop = gr.Button("Stop", variant="stop", scale=1, min_width=90, interactive=False)
                 status = gr.HTML(_note("Choose a speech file, record one or take a sample."), elem_id="status")
                 video = gr.Video(label="Result", interactive=False, buttons=[], elem_id="result")
@@ -94,6 +96,9 @@ def build() -> gr.Blocks:
                 job.stop()
             return _note("Stopped."), *_idle()
 
+        def pick(chosen: gr.SelectData):
+            return anchors[chosen.index].id
+
         buttons = [generate, preview, stop]
         outcome = [status, video, save_video, save_settings]
         running = []
@@ -103,7 +108,8 @@ def build() -> gr.Blocks:
                 run(mode), [speech, anchor, preset, style, energy, seed], outcome, show_progress="hidden",
                 concurrency_id="render", concurrency_limit=1, api_name=mode,
             )  # fmt: skip
-            event.then(_idle, None, buttons, queue=False, show_progress="hidden", api_name=False)
+            event.success(_idle, None, buttons, queue=False, show_progress="hidden", api_name=False)
+            event.failure(_failed, None, [status, *buttons], queue=False, show_progress="hidden", api_name=False)
             running.append(event)
         stop.click(
             stop_job, None, [status, *buttons], cancels=running, queue=False, show_progress="hidden", api_name=False
@@ -111,7 +117,7 @@ def build() -> gr.Blocks:
 
         for button, file in samples:
             button.click(lambda file=str(file): file, None, speech, show_progress="hidden", api_name=False)
-        gallery.select(lambda event: anchors[event.index].id, None, anchor, show_progress="hidden", api_name=False)
+        gallery.select(pick, None, anchor, show_progress="hidden", api_name=False)
         for changed in (speech.change, anchor.change):
             changed(_describe, [speech, anchor], [preset, status], show_progress="hidden", api_name=False)
     return page
@@ -154,12 +160,12 @@ def _thumbnail(anchor: Anchor):
 
 
 def _presets(anchor: str | None, frames: int | None) -> list[tuple[str, str]]:
-    """Radio choices; with a speech at hand each tells how long it will take."""
+    """Radio choices; with a speech at hand each tells about how long it will take here."""
     if anchor is None or frames is None:
         return [(name.capitalize(), name) for name in PRESETS]
     device = best_device()
     times = {name: in_words(expected_seconds(anchor, name, frames, device)) for name in PRESETS}
-    return [(f"{name.capitalize()} · about {times[name]}", name) for name in PRESETS]
+    return [(f"{name.capitalize()} · {times[name]}", name) for name in PRESETS]
 
 
 def _describe(speech: str | None, anchor: str):
@@ -226,7 +232,7 @@ def _run(jobs: dict, session: str, mode: str, speech: str | None, settings: Rend
 
 
 def _toast(sentence: str) -> gr.Error:
-    return gr.Error(html.escape(sentence, quote=False), title="That did not work", print_exception=False)
+    return gr.Error(html.escape(sentence, quote=False), print_exception=False)
 
 
 def _busy() -> tuple:
@@ -240,6 +246,10 @@ def _busy() -> tuple:
 
 def _idle() -> tuple:
     return gr.update(interactive=True), gr.update(interactive=True), gr.update(interactive=False)
+
+
+def _failed() -> tuple:
+    return _note("No video was made."), *_idle()
 
 
 def _note(text: str) -> str:
