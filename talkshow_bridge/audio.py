@@ -125,9 +125,11 @@ def _decode(file: Path) -> tuple[np.ndarray, float]:
 def _decode_command(file: Path) -> list[str]:
     import ffmpeg
 
-    source = ffmpeg.input(f"file:{file}", protocol_whitelist="file", vn=None, sn=None, dn=None)
+    source = ffmpeg.input("file", protocol_whitelist="file", vn=None, sn=None, dn=None)
     sink = source.output("pipe:1", map="0:a:0", ac=1, acodec="pcm_f32be", format="au")
-    return sink.global_args("-nostdin", "-hide_banner", "-nostats").compile(cmd=ffmpeg_path())
+    command = sink.global_args("-nostdin", "-hide_banner", "-nostats").compile(cmd=ffmpeg_path())
+    command[command.index("-i") + 1] = f"file:{file}"  # ffmpeg-python cannot hold a name that is not UTF-8
+    return command
 
 
 def _au_sample_rate(stream: BinaryIO) -> int:

@@ -20,15 +20,15 @@ from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, index, re
 
 RATE = 60.0  # Hz at which movement is planned; any frame rate samples the same movement
 CHEST = REST_JOINTS[JOINTS.index("spine3")]
-BOX = np.array([[0.105, -0.165, 0.205], [0.31, 0.065, 0.335]])  # where wrists may be: x outward, y, z
-RESTS = {"low": (0.155, -0.145, 0.225), "wide": (0.195, -0.135, 0.215), "near": (0.125, -0.125, 0.240)}
+BOX = np.array([[0.120, -0.125, 0.205], [0.31, 0.065, 0.335]])  # where wrists may be: x outward, y, z
+RESTS = {"low": (0.15, -0.110, 0.230), "wide": (0.185, -0.105, 0.220), "near": (0.135, -0.100, 0.240)}
 TOP_SPEED = 0.75  # m/s mean of a move, so that 25 frames a second show steps well under 6 cm
 PALMS = {"inward": (-0.9, -0.25, -0.1), "open": (-0.75, 0.5, 0.1), "down": (-0.6, -0.8, 0.0)}
 PALM_ODDS = (0.45, 0.35, 0.2)
-REST_PALM = (-0.85, -0.5, -0.1)
+REST_PALM = (-0.8, -0.6, 0.0)
 # curl of index, middle, ring, pinky, thumb relative to the relaxed hand (rad at the knuckle), and spread 0..1
 SHAPES = {
-    "relaxed": (0.10, 0.12, 0.15, 0.18, 0.05, 0.3),
+    "relaxed": (0.22, 0.26, 0.30, 0.32, 0.08, 0.2),
     "open": (-0.20, -0.22, -0.20, -0.15, -0.10, 0.9),
     "flat": (-0.25, -0.28, -0.28, -0.25, 0.05, 0.35),
     "cup": (0.22, 0.20, 0.20, 0.20, 0.08, 0.6),

@@ -21,7 +21,7 @@ SMOOTHING = 0.014  # s, standard deviation of everything but contacts
 def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
     """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights."""
     values = _at_frames(controls, count, fps)
-    closed = _step(values["closure"], 0.30, 0.62)
+    closed = closing(values["closure"])
     teeth = _step(values["labiodental"], 0.22, 0.65) * (1 - closed)
     speaking = _step(values["speech"], 0.25, 0.6)
     free = speaking * (1 - closed)
@@ -35,9 +35,9 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
     spread = np.clip(values["spread"] * (1 - rounding), 0, 1) * speaking * (1 - 0.6 * closed)
     units = {
         "mouthClose": np.clip(1.2 * closed * values["jaw"] * speaking, 0, 0.25),
-        "mouthPress": 0.6 * closed * speaking,
-        "mouthRollLower": (0.35 * closed + 0.7 * teeth) * speaking,
-        "mouthRollUpper": 0.3 * closed * speaking,
+        "mouthPress": 0.5 * closed * speaking,
+        "mouthRollLower": (0.3 * closed + 0.7 * teeth) * speaking,
+        "mouthRollUpper": 0.25 * closed * speaking,
         "mouthFunnel": funnel * (1 - 0.8 * closed) * (1 - 0.7 * teeth),
         "mouthPucker": pucker * (1 - 0.4 * closed) * (1 - 0.6 * teeth),
         "mouthUpperUp": lip_free * (1.1 * values["upper_raise"] + 0.12 * openness) + 0.35 * teeth * speaking,
@@ -46,6 +46,11 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
         "mouthSmile": SMILE + 0.35 * spread,
     }
     return jaw.astype(np.float32), _expression(units, count)
+
+
+def closing(closure: np.ndarray) -> np.ndarray:
+    """The net's closure control 0..1 -> how far the lips really close, 0..1: a soft decision."""
+    return _step(closure, 0.30, 0.62)
 
 
 def _at_frames(controls: np.ndarray, count: int, fps: float) -> dict[str, np.ndarray]:

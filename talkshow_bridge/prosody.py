@@ -21,7 +21,7 @@ class Prosody:
     """loudness: (M,) dB relative to the loud vowels, at 100 Hz. phrases: (P, 2) start and end in s.
 
     nuclei: (K,) s, syllable centres. strength: (K,) dB, loudness plus pitch accent. accent: (K,) semitones above the
-    speaker's usual pitch, 0 where unvoiced.
+    speaker's usual pitch, 0 where unvoiced. pitch: Hz, that usual pitch (median; 0 when nothing is voiced).
     """
 
     duration: float
@@ -30,6 +30,7 @@ class Prosody:
     nuclei: np.ndarray
     strength: np.ndarray
     accent: np.ndarray
+    pitch: float
 
 
 def analyse(samples: np.ndarray, mels: np.ndarray | None = None) -> Prosody:
@@ -39,11 +40,11 @@ def analyse(samples: np.ndarray, mels: np.ndarray | None = None) -> Prosody:
     loudness = _vowel_loudness(mels)
     if loudness is None:
         none = np.zeros(0)
-        return Prosody(duration, np.full(len(mels), -80.0), np.zeros((0, 2)), none, none, none)
+        return Prosody(duration, np.full(len(mels), -80.0), np.zeros((0, 2)), none, none, none, 0.0)
     peaks, _ = find_peaks(loudness, height=-22, prominence=2.5, distance=9)
-    accent = _pitch_accent(samples, peaks)
+    accent, pitch = _pitch_accent(samples, peaks)
     strength = loudness[peaks] + 0.4 * np.clip(accent, -3, 6)
-    return Prosody(duration, loudness, _phrases(loudness), peaks / RATE, strength, accent)
+    return Prosody(duration, loudness, _phrases(loudness), peaks / RATE, strength, accent, pitch)
 
 
 def _vowel_loudness(mels: np.ndarray) -> np.ndarray | None:
@@ -72,8 +73,8 @@ def _phrases(loudness: np.ndarray) -> np.ndarray:
     return phrases[phrases[:, 1] - phrases[:, 0] > 0.25]
 
 
-def _pitch_accent(samples: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Semitones above the median pitch at the given 10 ms frames, by normalised autocorrelation; 0 if unvoiced."""
+def _pitch_accent(samples: np.ndarray, frames: np.ndarray) -> tuple[np.ndarray, float]:
+    """Semitones above the median pitch at the given 10 ms frames (autocorrelation; 0 if unvoiced), and the median."""
     span = 1024  # 64 ms
     padded = np.pad(samples, span // 2)
     shortest, longest = int(SAMPLE_RATE / PITCH_HZ[1]), int(SAMPLE_RATE / PITCH_HZ[0])
@@ -82,9 +83,11 @@ def _pitch_accent(samples: np.ndarray, frames: np.ndarray) -> np.ndarray:
         piece = padded[frame * HOP : frame * HOP + span]
         spectrum = np.fft.rfft(piece * np.hanning(len(piece)), 2 * span)
         correlation = np.fft.irfft(spectrum * spectrum.conj())[: longest + 1]
-        lag = shortest + int(np.argmax(correlation[shortest:]))
-        if correlation[lag] > 0.35 * correlation[0]:
-            pitch[k] = SAMPLE_RATE / lag
+        best = correlation[shortest:].max()
+        if best > 0.35 * correlation[0]:
+            first = shortest + int(np.argmax(correlation[shortest:] > 0.85 * best))  # not a multiple of the period
+            pitch[k] = SAMPLE_RATE / (first + int(np.argmax(correlation[first : first + shortest])))
     if np.isnan(pitch).all():
-        return np.zeros(len(frames))
-    return np.nan_to_num(12 * np.log2(pitch / np.nanmedian(pitch)))
+        return np.zeros(len(frames)), 0.0
+    usual = float(np.nanmedian(pitch))
+    return np.nan_to_num(12 * np.log2(pitch / usual)), usual
