@@ -158,15 +158,15 @@ def presenter_frames(
     """Chunks of (n, height, width, 3) uint8 RGB pictures of the presenter; chunk sizes are the generator's choice."""
     from avatar_app.diffusion.face import FaceEnhancer
     from avatar_app.diffusion.generator import FrameGenerator
-    from avatar_app.mesh.conditions import render_conditions
 
+    draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
 
     def conditions() -> Iterator[np.ndarray]:
         for part in parts:
             with clock("mesh"):
                 vertices = anchor.body.pose(part).vertices
-                maps = render_conditions(anchor.body, vertices, anchor.camera)
+                maps = draw(anchor.body, vertices, anchor.camera)
             drawn.extend(vertices)
             yield maps
 
@@ -179,6 +179,17 @@ def presenter_frames(
             with clock("face"):
                 frames = enhancer.enhance(frames, vertices)
         yield frames
+
+
+def condition_renderer(anchor: Anchor) -> Callable:
+    """draw(body, vertices, camera): what the anchor's networks were trained on."""
+    if anchor.manifest.condition == "mesh-picture":
+        from avatar_app.mesh.pyrender_style import render_mesh_pictures
+
+        return render_mesh_pictures
+    from avatar_app.mesh.conditions import render_conditions
+
+    return render_conditions
 
 
 def write_sidecar(

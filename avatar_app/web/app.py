@@ -65,7 +65,7 @@ def build() -> gr.Blocks:
                 )  # fmt: skip
                 gr.Markdown("### 3 &nbsp;Quality")
                 preset = gr.Radio(
-                    _presets(None, None), value="standard", label="with the expected time here", elem_id="preset"
+                    _presets(None, None), value="standard", label="Times: estimates for this machine", elem_id="preset"
                 )
                 with gr.Accordion("More", open=False):
                     style = gr.Radio([(name.capitalize(), name) for name in STYLES], value="neutral", label="Style")
