@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from talkshow_bridge.audio import Speech, load_speech
+from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
 from talkshow_bridge.gestures import Gestures, Style, synthesize
 from talkshow_bridge.lip_net import LipNet
@@ -43,6 +44,8 @@ class MotionGenerator:
         """
         if not isinstance(speech, Speech):
             speech = load_speech(speech)
+        if not 1 <= fps <= 240:
+            raise InputError(f"The frame rate goes from 1 to 240, not {fps}.")
         count = speech.frame_count(fps)
         mels = log_mel(speech.samples)
         gestures = synthesize(analyse(speech.samples, mels), count, fps, seed, style, energy)

@@ -113,6 +113,8 @@ def synthesize(
     chosen = _style(style)
     if not 0 <= energy <= 2:
         raise InputError(f"Gesture energy goes from 0 to 2, not {energy}.")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"A seed is a whole number from 0, not {seed!r}.")
     rng_plan, rng_hands, rng_presence = (np.random.default_rng([seed, k]) for k in range(3))
     times = np.arange(int(np.ceil(count / fps * RATE)) + 2) / RATE
     tracks, strokes = _plan(prosody, chosen, energy, rng_plan)

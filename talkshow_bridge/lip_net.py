@@ -88,6 +88,7 @@ class LipNet(nn.Module):
         target.mkdir(parents=True, exist_ok=True)
         weights = {k: v.half().contiguous() for k, v in self.state_dict().items() if not k.startswith("phones.")}
         save_file(weights, target / "lips.safetensors")
+        (target / "lips.safetensors").chmod(0o644)
         config = {"channels": self.channels, "dilations": list(self.dilations), "controls": list(CONTROLS)}
         (target / "config.json").write_text(json.dumps({"version": 1, "lips": config}, indent=2) + "\n")
 

@@ -1,0 +1,297 @@
+"""Speech to motion: the mouth follows the sounds, gestures land on strong syllables, everything is repeatable."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.signal import find_peaks, savgol_filter
+
+from talkshow_bridge import rotations
+from talkshow_bridge.audio import SAMPLE_RATE, Speech, load_speech
+from talkshow_bridge.errors import InputError
+from talkshow_bridge.features import channel_mean, log_mel
+from talkshow_bridge.generator import MotionGenerator
+from talkshow_bridge.gestures import STYLES, synthesize
+from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS, LipNet
+from talkshow_bridge.lips import JAW_WIDEST, mouth
+from talkshow_bridge.motion import ARKIT_52
+from talkshow_bridge.prosody import analyse
+from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, forward, joint_positions, reach
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+NAMES = ("english", "spanish", "french")
+WRISTS = [JOINTS.index("left_wrist"), JOINTS.index("right_wrist")]
+SPINE3 = JOINTS.index("spine3")
+PELVIS, CHIN = REST_JOINTS[0, 1], 0.20  # m
+
+
+@pytest.fixture(scope="module")
+def speeches():
+    return {name: load_speech(SAMPLES / f"{name}.opus") for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return MotionGenerator.from_pretrained()
+
+
+def control_track(**values) -> np.ndarray:
+    """One second of constant controls of a speaking mouth."""
+    controls = np.zeros((CONTROL_RATE, len(CONTROLS)), np.float32)
+    for name, value in {"speech": 1.0, "width": 0.5, **values}.items():
+        controls[:, CONTROLS.index(name)] = value
+    return controls
+
+
+def units(expression: np.ndarray, name: str) -> np.ndarray:
+    return expression[:, ARKIT_52.index(name)]
+
+
+# ---- one clock
+
+
+@pytest.mark.parametrize("fps", [24, 25, 29.97, 30, 60])
+def test_frames_cover_the_recording(generator, speeches, fps):
+    speech = speeches["spanish"]
+    motion = generator.generate(speech, fps=fps)
+    assert len(motion) == int(np.ceil(speech.duration * fps - 1e-6)) and motion.fps == fps
+    assert motion.expression_space == generator.expression_space == "arkit52"
+    assert motion.meta["audio_sha256"] == speech.sha256
+
+
+def test_other_frame_rates_show_the_same_movement(generator, speeches):
+    slow, fast = (generator.generate(speeches["french"], seed=4, fps=fps) for fps in (25, 50))
+    same = slice(0, 2 * len(slow) - 1, 2)
+    assert np.allclose(joint_positions(slow.body), joint_positions(fast.body[same])[: len(slow)], atol=1e-4)
+
+
+# ---- lips
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mouth_opens_in_vowels_and_closes_in_silence(generator, speeches, name):
+    speech = speeches[name]
+    quiet = np.zeros(SAMPLE_RATE, np.float32)
+    motion = generator.generate(Speech.from_samples(np.concatenate([quiet, speech.samples, quiet])))
+    jaw, fps = motion.jaw[:, 0], motion.fps
+    assert jaw[: int(0.7 * fps)].max() < 0.01 and jaw[-int(0.7 * fps) :].max() < 0.01
+    prosody = analyse(speech.samples)
+    loud = prosody.nuclei[prosody.strength > np.percentile(prosody.strength, 40)] + 1.0
+    at_vowels = jaw[np.round(loud * fps).astype(int)]
+    assert np.mean(at_vowels > 0.03) > 0.75 and np.mean(at_vowels) > 1.2 * jaw.mean()
+    assert jaw.min() >= 0 and 0.08 < jaw.max() <= JAW_WIDEST
+    assert motion.expression.min() >= 0 and motion.expression.max() <= 1
+    assert not motion.unit("jawOpen").any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lips_close_as_often_as_people_do(generator, speeches, name):
+    motion = generator.generate(speeches[name])
+    closed = motion.unit("mouthPressLeft") > 0.4
+    closures = np.flatnonzero(np.diff(closed.astype(int)) == 1)
+    assert 0.4 < len(closures) / speeches[name].duration < 4  # p, b and m come one or two a second
+    assert motion.jaw[closed, 0].max() < 0.05
+
+
+def test_bilabial_closes_whatever_the_jaw_wants():
+    jaw, expression = mouth(control_track(closure=0.95, jaw=0.5, aperture=0.3), 30, 30)
+    assert jaw[:, 0].max() < 0.01
+    assert units(expression, "mouthPressLeft").min() > 0.4 and units(expression, "mouthRollLower").min() > 0.2
+    assert units(expression, "mouthLowerDownLeft").max() < 0.02
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30])
+def test_a_short_closure_never_falls_between_frames(fps):
+    for start in range(10, 30):
+        controls = control_track(jaw=0.5, aperture=0.6)
+        controls[start : start + 2, CONTROLS.index("closure")] = 1.0  # 40 ms
+        jaw, expression = mouth(controls, fps, fps)
+        assert units(expression, "mouthPressRight").max() > 0.45 and jaw[:, 0].min() < 0.01
+
+
+def test_other_lip_shapes():
+    neutral = mouth(control_track(jaw=0.4, aperture=0.4), 10, 30)[1]
+    rounded = mouth(control_track(jaw=0.3, aperture=0.2, pucker=0.9, funnel=0.4), 10, 30)[1]
+    teeth = mouth(control_track(jaw=0.2, aperture=0.1, labiodental=0.9), 10, 30)
+    wide = mouth(control_track(jaw=0.3, aperture=0.3, spread=0.8, width=0.9), 10, 30)[1]
+    assert (units(rounded, "mouthPucker") + units(rounded, "mouthFunnel")).min() > 0.8
+    assert units(teeth[1], "mouthRollLower").min() > 0.6 and units(teeth[1], "mouthUpperUpLeft").min() > 0.3
+    assert teeth[0][:, 0].max() < 0.03
+    assert units(wide, "mouthStretchLeft").min() > 0.25 + units(neutral, "mouthStretchLeft").max()
+
+
+def test_chunks_equal_the_whole(generator, speeches):
+    mels = log_mel(speeches["english"].samples)
+    whole = generator.lips.run(mels, chunk=10**9)
+    for chunk in (37, 200):
+        assert np.abs(generator.lips.run(mels, chunk) - whole).max() < 1e-5
+
+
+def test_log_mel_chunks_equal_the_whole(monkeypatch, speeches):
+    samples = speeches["spanish"].samples
+    whole = log_mel(samples)
+    monkeypatch.setattr("talkshow_bridge.features.CHUNK_FRAMES", 100)
+    assert np.allclose(log_mel(samples), whole, atol=1e-4)
+    assert len(whole) == -(-len(samples) // 160)
+
+
+def test_level_and_channel_do_not_matter(generator, speeches):
+    samples = speeches["english"].samples
+    loud, quiet = (generator.lips.run(log_mel(x)) for x in (samples, 0.03 * samples))
+    assert np.abs(loud - quiet).mean() < 0.02
+    assert channel_mean(log_mel(np.zeros(16_000, np.float32))).max() == pytest.approx(-8.0)
+
+
+def test_weights_survive_saving(tmp_path, generator, speeches):
+    generator.lips.save(tmp_path)
+    again = LipNet.load(tmp_path)
+    mels = log_mel(speeches["french"].samples)
+    assert np.array_equal(again.run(mels), generator.lips.run(mels))
+    (tmp_path / "lips.safetensors").unlink()
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError):
+            MotionGenerator.from_pretrained(folder)
+
+
+# ---- gestures
+
+
+def test_same_seed_same_motion_other_seed_other_motion(generator, speeches):
+    first, again, other = (generator.generate(speeches["english"], seed=s) for s in (3, 3, 4))
+    assert np.array_equal(first.body, again.body) and np.array_equal(first.expression, again.expression)
+    wrists = [joint_positions(m.body)[:, WRISTS] for m in (first, other)]
+    assert np.linalg.norm(wrists[0] - wrists[1], axis=-1).mean() > 0.04
+    assert np.array_equal(first.jaw, other.jaw)
+
+
+def test_strokes_end_on_strong_syllables(speeches):
+    scores = []
+    for speech in speeches.values():
+        for style in STYLES:
+            for seed in range(3):
+                scores.append(alignment(speech, style, seed))
+    assert np.nanmean(scores) > 2.0, scores
+
+
+def alignment(speech: Speech, style: str, seed: int) -> float:
+    """z-score of hand stroke ends against the strongest syllables, compared with circularly shifted speech."""
+    prosody = analyse(speech.samples)
+    body = synthesize(prosody, speech.frame_count(30), 30, seed, style).body
+    speed = np.linalg.norm(np.diff(joint_positions(body)[:, WRISTS], axis=0), axis=-1) * 30
+    speed = savgol_filter(speed, 5, 2, axis=0)
+    ends = []
+    for hand in speed.T:
+        stops = find_peaks(-hand)[0]
+        for peak in find_peaks(hand, height=0.2, prominence=0.1)[0]:
+            ends += list(stops[stops > peak][:1] / 30)
+    strong = prosody.nuclei[prosody.strength >= np.percentile(prosody.strength, 60)]
+    if len(ends) < 3:
+        return np.nan
+    shifts = np.linspace(0, speech.duration, 60, endpoint=False)
+    near = [
+        np.exp(-(np.abs(np.subtract.outer(ends, (strong + shift) % speech.duration)).min(axis=1) ** 2) / 0.0128).mean()
+        for shift in shifts
+    ]
+    return float((near[0] - np.mean(near[3:-3])) / np.std(near[3:-3]))
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_hands_stay_in_their_space(speeches, style):
+    for speech in speeches.values():
+        for seed, energy in ((0, 1.0), (1, 2.0)):
+            count = speech.frame_count(25)
+            gestures = synthesize(analyse(speech.samples), count, 25, seed, style, energy)
+            joints, world = forward(gestures.body)
+            wrists = joints[:, WRISTS]
+            assert np.isfinite(gestures.body).all()
+            assert np.linalg.norm(np.diff(wrists, axis=0), axis=-1).max() < 0.06
+            assert np.abs(wrists[..., 0]).max() <= 0.38
+            assert wrists[..., 1].min() > PELVIS + 0.12 and wrists[..., 1].max() < CHIN - 0.05
+            assert not gestures.body[:, [0, 1, 3, 4, 6, 7, 9, 10]].any()  # hips, knees, ankles, feet
+            assert clearance(joints, world) > 1.0
+
+
+def clearance(joints: np.ndarray, world: np.ndarray) -> float:
+    """Least distance of the forearms from the torso's axis, where 1 is the surface of an ellipse round the torso."""
+    least = np.inf
+    for side in ("left", "right"):
+        elbow, wrist = (joints[:, JOINTS.index(f"{side}_{part}")] - joints[:, SPINE3] for part in ("elbow", "wrist"))
+        for share in np.linspace(0.15, 1, 6):
+            point = np.einsum("nji,nj->ni", world[:, SPINE3], elbow * (1 - share) + wrist * share)
+            ratio = np.hypot(point[:, 0] / 0.15, (point[:, 2] + REST_JOINTS[SPINE3, 2] - 0.04) / 0.105)
+            least = min(least, ratio.min())
+    return least
+
+
+def test_energy_scales_movement_and_zero_rests(speeches):
+    prosody, count = analyse(speeches["english"].samples), speeches["english"].frame_count(30)
+    travelled = []
+    for energy in (0.0, 0.5, 1.0, 2.0):
+        gestures = synthesize(prosody, count, 30, 1, "neutral", energy)
+        travelled.append(np.linalg.norm(np.diff(joint_positions(gestures.body)[:, WRISTS], axis=0), axis=-1).sum())
+    assert travelled[0] < 0.5 * travelled[2] and travelled[1] < travelled[2] < travelled[3]
+    assert not len(synthesize(prosody, count, energy=0.0).strokes)
+
+
+def test_silence_makes_a_living_listener(generator):
+    motion = generator.generate(Speech.from_samples(np.zeros(15 * SAMPLE_RATE, np.float32)), seed=2)
+    assert not motion.jaw.any() and motion.unit("mouthPressLeft").max() == 0
+    wrists = joint_positions(motion.body)[:, WRISTS]
+    assert 0.003 < np.ptp(wrists, axis=0).max() < 0.12
+    assert len(find_peaks(motion.unit("eyeBlinkLeft"), height=0.7)[0]) >= 2
+    head = motion.body[:, JOINTS.index("head") - 1]
+    assert np.ptp(head[:, 0]) > 0.02
+
+
+def test_lively_moves_more_than_calm(speeches):
+    speeds = {}
+    for style in ("calm", "lively"):
+        paths = [
+            joint_positions(synthesize(analyse(s.samples), s.frame_count(30), 30, seed, style).body)[:, WRISTS]
+            for s in speeches.values()
+            for seed in range(2)
+        ]
+        speeds[style] = np.mean([np.linalg.norm(np.diff(p, axis=0), axis=-1).mean() for p in paths])
+    assert speeds["lively"] > 1.2 * speeds["calm"]
+
+
+def test_arm_reaches_what_it_is_asked_for():
+    rng = np.random.default_rng(0)
+    for side, wrist_row in ((LEFT, WRISTS[0]), (RIGHT, WRISTS[1])):
+        wanted = rng.uniform([0.12, -0.2, 0.2], [0.3, 0.05, 0.33], (50, 3)) * [side, 1, 1]
+        collar = rng.normal(0, 0.05, (50, 3))
+        arm = reach(side, wanted, np.tile([side * 0.3, -1, -0.4], (50, 1)), np.tile([-side, 0, 0], (50, 1)), collar)
+        body = np.zeros((50, 21, 3))
+        name = "left" if side == LEFT else "right"
+        for row, joint in enumerate(("shoulder", "elbow", "wrist")):
+            body[:, JOINTS.index(f"{name}_{joint}") - 1] = arm[:, row]
+        body[:, JOINTS.index(f"{name}_collar") - 1] = collar
+        assert np.abs(joint_positions(body)[:, wrist_row] - wanted).max() < 1e-6
+        assert np.linalg.norm(rotations.matrix(body), axis=(-2, -1)) == pytest.approx(np.sqrt(3))
+
+
+# ---- odd requests
+
+
+def test_very_short_and_noisy_speech(generator):
+    noise = np.random.default_rng(0).normal(0, 0.1, 1700).astype(np.float32)
+    assert len(generator.generate(Speech.from_samples(noise))) == 4
+    hiss = np.random.default_rng(1).normal(0, 0.01, 4 * SAMPLE_RATE).astype(np.float32)
+    assert generator.generate(Speech.from_samples(hiss)).jaw[:, 0].mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"style": "angry"},
+        {"energy": -1},
+        {"energy": 3},
+        {"energy": float("nan")},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"fps": 0},
+    ],
+)
+def test_settings_are_checked(generator, speeches, wrong):
+    with pytest.raises(InputError):
+        generator.generate(speeches["english"], **wrong)
