@@ -72,7 +72,7 @@ class FaceSpec(_Strict):
     """How the face networks want their picture: `resolution` px; the crop is `margin` times the head's larger side."""
 
     resolution: int = Field(256, ge=16, le=1024)
-    margin: float = Field(1.35, ge=1.0, le=4.0)
+    margin: float = Field(1.3, ge=1.0, le=4.0)
 
 
 class FileRecord(_Strict):

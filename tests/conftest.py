@@ -28,8 +28,8 @@ ELLIPSOIDS = [
     ("skin", 20, (.74, .08, 0), (.08, .02, .05)), ("skin", 21, (-.74, .08, 0), (.08, .02, .05)),
     ("eye_l", LEFT_EYE, (.03, .31, .09), (.015, .015, .025)),
     ("eye_r", RIGHT_EYE, (-.03, .31, .09), (.015, .015, .025)),
-    ("jacket", 9, (0, -.12, 0), (.18, .24, .11)), ("jacket", 0, (0, -.42, 0), (.17, .20, .11)),
-    ("jacket", 16, (.29, .08, 0), (.16, .06, .06)), ("jacket", 17, (-.29, .08, 0), (.16, .06, .06)),
+    ("clothes", 9, (0, -.12, 0), (.18, .24, .11)), ("clothes", 0, (0, -.42, 0), (.17, .20, .11)),
+    ("clothes", 16, (.29, .08, 0), (.16, .06, .06)), ("clothes", 17, (-.29, .08, 0), (.16, .06, .06)),
     ("hair", HEAD, (0, .35, -.02), (.09, .10, .10)),
 ]
 # fmt: on
@@ -60,7 +60,7 @@ def ellipsoid(center, radii, around: int = 8, down: int = 6) -> tuple[np.ndarray
 def make_tiny_body() -> Body:
     """A jointed person of a thousand triangles."""
     joints, parents = joint_positions()
-    names = tuple(dict.fromkeys(part for part, *_ in ELLIPSOIDS))
+    names = ("skin", "eye_l", "eye_r", "teeth_up", "teeth_low", "tongue", "clothes", "hair")
     vertices, faces, uv, weights, parts = [], [], [], [], []
     for part, joint, center, radii in ELLIPSOIDS:
         points, triangles, texture = ellipsoid(center, radii)
@@ -135,10 +135,35 @@ def tiny_anchor(tmp_path_factory, tiny_body, tiny_camera) -> Anchor:
 
 
 def tiny_networks():
-    """Random networks of the native kind."""
+    """Random networks of the native kind; what starts at zero is made random too, so that everything takes part."""
+    import torch
+
     from avatar_app.diffusion.networks import NativeNetworks
 
-    return NativeNetworks()
+    networks = NativeNetworks(
+        condition={
+            "texture_size": (8, 16),
+            "texture_channels": 4,
+            "width": 8,
+            "latent_width": 8,
+            "detail_width": 4,
+            "downscale": 8,
+            "plate_size": (PIXELS, PIXELS),
+        },
+        autoencoder={
+            "latent_channels": 4,
+            "downscale": 8,
+            "encoder_widths": (8, 8, 8),
+            "decoder_widths": (8, 8, 8),
+            "detail_width": 4,
+        },
+        unet_widths=(16, 32),
+    )
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.2)
+    return networks
 
 
 def build_tiny_anchor(folder, body: Body, camera: Camera) -> Anchor:

@@ -20,7 +20,13 @@ from avatar_app.anchors import Anchor, Preset, seal_anchor
 from avatar_app.diffusion import face as face_pass
 from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, stream_denoise
-from avatar_app.diffusion.generator import ConditionBuffer, FrameGenerator, StableDiffusionPainter, soft_surroundings
+from avatar_app.diffusion.generator import (
+    ConditionBuffer,
+    FrameGenerator,
+    StableDiffusionPainter,
+    batches,
+    soft_surroundings,
+)
 from avatar_app.diffusion.windows import compat_windows, native_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge.errors import InputError
@@ -385,6 +391,7 @@ def test_condition_buffer_forgets():
     buffer.forget(4)
     assert buffer.take(slice(4, 6))[0].mean() == 1 and len(buffer._kept) == 1
     assert buffer.available(8) == 8 and buffer.take(slice(5, 8))[0][:, 0, 0, 0].tolist() == [1, 2, 2]
+    assert [len(batch) for batch in batches([np.zeros((n, 1)) for n in (1, 9, 0, 3)], 4)] == [4, 4, 4, 1]
     assert buffer.available(10**6) == 300
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
-from avatar_app.diffusion.generator import BATCH, FrameGenerator
+from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
+from avatar_app.diffusion.generator import BATCH, NativePainter, to_frames
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, REST, render_conditions
@@ -39,7 +40,10 @@ class FaceEnhancer:
             raise InputError(f"Anchor '{anchor.id}' has no face networks: switch the face enhancement off.")
         self._body, self._camera = anchor.body, anchor.camera
         self._resolution = anchor.manifest.face.resolution
-        self._generator = FrameGenerator(anchor, preset_options, device, dtype, seed, part="face")
+        self._options = Preset.from_options(preset_options)
+        self._painter = NativePainter(anchor, "face", self._options, torch.device(device), dtype)
+        noise = seeded_noise(self._painter.latent_shape(self._resolution, self._resolution), seed)
+        self._noise = noise.to(self._painter.device)
         self._track = CropTrack(anchor.manifest.face.margin, anchor.manifest.fps)
         self._head_parts = head_parts(self._body)
         self._neck_height = neck_height(self._body)
@@ -55,10 +59,24 @@ class FaceEnhancer:
         for start in range(0, len(frames), BATCH):
             batch = range(start, min(start + BATCH, len(frames)))
             maps = np.concatenate([render_conditions(self._body, vertices[[i]], cameras[i]) for i in batch])
-            faces = np.concatenate(list(self._generator.frames(iter([maps]))))
+            places = np.stack([picture_places(*crops[i], self._resolution, self._camera) for i in batch])
+            faces = self._paint(maps, places)
             for i, picture, conditions in zip(batch, faces, maps, strict=True):
                 blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
         return np.concatenate([frames, result], axis=2) if before else result
+
+    @torch.inference_mode()
+    def _paint(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Condition maps of some crops -> uint8 RGB pictures, each painted on its own."""
+        painter, scheduler = self._painter, self._painter.scheduler()
+        scheduler.set_timesteps(self._options.steps)
+        condition = painter.encode(maps, places)
+
+        def predict(latents: Tensor, timestep: Tensor, frames: slice) -> Tensor:
+            return painter.predict(latents, timestep, condition).to(latents.dtype)
+
+        latents = overlapped_denoise(predict, scheduler, self._noise, [range(len(maps))])
+        return to_frames(painter.decode(latents, condition).round())
 
     def _is_head(self, maps: np.ndarray) -> np.ndarray:
         """(height, width) bool: head parts, and whatever lies above the middle of the neck in the rest pose."""
@@ -102,6 +120,13 @@ def head_squares(body: Body, vertices: np.ndarray, camera: Camera) -> np.ndarray
     points = camera.project(vertices[:, head_vertices(body)])[..., :2]
     low, high = points.min(axis=1), points.max(axis=1)
     return np.column_stack([(low + high) / 2, (high - low).max(axis=1)])
+
+
+def picture_places(left: int, top: int, size: int, output: int, camera: Camera) -> np.ndarray:
+    """(2, output, output) float32: x and y in the whole picture, -1..1, of the pixels of a crop of it."""
+    steps = (np.arange(output, dtype=np.float32) + 0.5) * size / output
+    x, y = np.meshgrid((left + steps) * 2 / camera.width - 1, (top + steps) * 2 / camera.height - 1)
+    return np.stack([x, y]).astype(np.float32)
 
 
 def head_parts(body: Body) -> np.ndarray:

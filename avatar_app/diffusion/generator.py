@@ -6,7 +6,7 @@ predict the noise of a window of frames together under classifier-free guidance.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch.nn import functional
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.attention import FrameCoupling
 from avatar_app.diffusion.denoise import guide, seeded_noise, stream_denoise
-from avatar_app.diffusion.networks import Condition, NativeNetworks
+from avatar_app.diffusion.networks import PARTS, Condition, NativeNetworks
 from avatar_app.diffusion.windows import compat_windows, native_windows
 from avatar_app.mesh.conditions import PART
 from talkshow_bridge.errors import InputError
@@ -35,7 +35,7 @@ NATIVE_SCHEDULER = {
 
 
 class FrameGenerator:
-    """Renders the frames of one anchor, or of its face networks (`part="face"`).
+    """Renders the frames of one anchor, without the face pass.
 
     preset_options: a `Preset` or a dict of its fields. The same seed and options give the same frames however the
     input is cut into chunks. Raises InputError for options that the anchor cannot do.
@@ -48,19 +48,18 @@ class FrameGenerator:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
-        part: str = "body",
     ):
         options = Preset.from_options(preset_options)
         painter = NativePainter if anchor.manifest.kind == "native" else StableDiffusionPainter
-        self._painter = painter(anchor, part, options, torch.device(device), dtype)
+        self._painter = painter(anchor, "body", options, torch.device(device), dtype)
         self._options = options
         self._seed = seed
         self._plate = None
-        if part == "body" and anchor.manifest.static_background and anchor.background is not None:
+        if anchor.manifest.static_background and anchor.background is not None:
             self._plate = torch.from_numpy(anchor.background.copy()).permute(2, 0, 1).float()
 
     @torch.inference_mode()
-    def frames(self, chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    def frames(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Condition chunks of any size -> uint8 RGB frames (n, height, width, 3), in order, n at most `BATCH`.
 
         A chunk holds float32 maps (n, height, width, 10) of `render_conditions`, or, for an anchor trained on mesh
@@ -100,39 +99,30 @@ class FrameGenerator:
         """Pictures (n, 3, height, width) in 0..255 -> uint8 frames."""
         if self._plate is not None:
             share = soft_surroundings(conditions.take(frames)[-1])
-            pictures = self._plate + share * (pictures.cpu().float() - self._plate)
-        if not self._painter.truncates:
-            pictures = pictures.round()
-        return pictures.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            pictures = self._plate + share * (pictures.cpu() - self._plate)
+        return to_frames(pictures if self._painter.truncates else pictures.round())
 
 
 class ConditionBuffer:
     """The conditions of the frames in flight: read on demand, encoded once, forgotten when their frames are out."""
 
-    def __init__(self, chunks: Iterator[np.ndarray], encode: Callable[[np.ndarray], tuple[Tensor, ...]]):
-        self._chunks = iter(chunks)
+    def __init__(self, chunks: Iterable[np.ndarray], encode: Callable[[np.ndarray], tuple[Tensor, ...]]):
+        self._batches = batches(chunks, BATCH)
         self._encode = encode
         self._kept: deque[tuple[range, tuple[Tensor, ...]]] = deque()  # (frames, their encoded conditions)
         self._read = 0
         self.picture_size: tuple[int, int] | None = None  # (height, width)
 
     def available(self, count: int) -> int:
-        """How many of the first `count` frames there are; reads just enough chunks to know."""
+        """How many of the first `count` frames there are; reads just enough to know."""
         while self._read < count:
-            chunk = next(self._chunks, None)
-            if chunk is None:
+            batch = next(self._batches, None)
+            if batch is None:
                 break
-            self._append(chunk)
-        return min(count, self._read)
-
-    def _append(self, chunk: np.ndarray) -> None:
-        self.picture_size = self.picture_size or chunk.shape[1:3]
-        if chunk.shape[1:3] != self.picture_size:
-            raise ValueError(f"condition pictures changed size from {self.picture_size} to {chunk.shape[1:3]}")
-        for start in range(0, len(chunk), BATCH):
-            batch = chunk[start : start + BATCH]
+            self.picture_size = batch.shape[1:3]
             self._kept.append((range(self._read, self._read + len(batch)), self._encode(batch)))
             self._read += len(batch)
+        return min(count, self._read)
 
     def take(self, frames: slice) -> tuple[Tensor, ...]:
         """The encoded conditions of some frames, (n, ...) each; a view where they lie together."""
@@ -149,6 +139,18 @@ class ConditionBuffer:
             self._kept.popleft()
 
 
+def batches(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Cut chunks (n, ...) of any length anew into arrays of `size` frames; only the last may be shorter."""
+    rest: np.ndarray | None = None
+    for chunk in chunks:
+        rest = chunk if rest is None or not len(rest) else np.concatenate([rest, chunk])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
 class NativePainter:
     """The project's own small networks: predict clean latents, decode with the condition at hand."""
 
@@ -158,6 +160,10 @@ class NativePainter:
         if options.guidance > 1:
             raise InputError(f"Anchor '{anchor.id}' was trained without guidance: leave the guidance at 1.")
         self.device, self.dtype = device, dtype
+        if anchor.body.part_names != PARTS:
+            raise InputError(
+                f"Anchor '{anchor.id}': its body does not have the parts {', '.join(PARTS)} in this order."
+            )
         networks = NativeNetworks.load(anchor.file(part)).eval().requires_grad_(False)
         self.networks = networks.to(device, dtype, memory_format=torch.channels_last)
         together = part == "body" and anchor.manifest.cross_frame_attention
@@ -174,9 +180,11 @@ class NativePainter:
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.networks.latent_shape(height, width)
 
-    def encode(self, maps: np.ndarray) -> tuple[Tensor, ...]:
-        tensor = torch.from_numpy(maps).permute(0, 3, 1, 2)
-        return tuple(self.networks.condition(tensor.to(self.device, self.dtype)))
+    def encode(self, maps: np.ndarray, place: np.ndarray | None = None) -> Condition:
+        """place (n, 2, height, width): where the pixels lie in the whole picture, -1..1; None for the whole picture."""
+        maps = torch.from_numpy(maps).permute(0, 3, 1, 2).to(self.device, self.dtype)
+        place = None if place is None else torch.from_numpy(place).to(self.device, self.dtype)
+        return self.networks.condition(maps, place)
 
     def predict(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         if self.coupling:
@@ -265,6 +273,11 @@ class StableDiffusionPainter:
 def to_bytes_range(picture: Tensor) -> Tensor:
     """[-1, 1] -> float32 0..255, clamped."""
     return (picture.float() / 2 + 0.5).clamp(0, 1) * 255
+
+
+def to_frames(pictures: Tensor) -> np.ndarray:
+    """Pictures (n, 3, height, width) in 0..255 -> uint8 frames (n, height, width, 3), cutting off fractions."""
+    return pictures.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def person_mask(chunk: np.ndarray) -> np.ndarray:
