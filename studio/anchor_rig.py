@@ -14,7 +14,9 @@ from scipy.spatial import cKDTree
 from avatar_app.mesh.body import Body
 from studio.geometry import quad_normals, smoothing_matrix, triangulate
 from studio.outfit import Outfit
+from studio.script import RESTING_FACE, unit_array
 from studio.smplx_rig import Person, Rig, Shell, assemble_body
+from talkshow_bridge.motion import ARKIT_52
 
 PARTS = {
     "skin": "body",
@@ -36,12 +38,21 @@ def anchor_body(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -
     parts["skin"] = skin[visible]
     faces, uv = outfit.shell_faces()
     clothes = Shell("clothes", outfit.shell_rest(), rig.weights[outfit.index], faces, uv)
-    body = assemble_body(rig, person, parts, [clothes, cap])
+    body = with_resting_face(assemble_body(rig, person, parts, [clothes, cap]))
     face_uv = body.face_uv.copy()
     face_uv[body.part < len(PARTS), :, 0] *= 0.5
     expression = np.where(np.abs(body.expression) < 2e-5, 0, body.expression)
     weights = np.where(body.weights < 0.002, 0, body.weights)
     return replace(body, face_uv=face_uv, expression=expression, weights=weights / weights.sum(1, keepdims=True))
+
+
+def with_resting_face(body: Body) -> Body:
+    """Bake the presenter's resting lids and brows into the rest vertices, so that a neutral Motion looks as filmed."""
+    weights = unit_array(RESTING_FACE, 1)[0]
+    vertices = body.vertices.copy()
+    for name, deltas in zip(body.expression_names, body.expression, strict=True):
+        vertices[body.expression_vertices] += weights[ARKIT_52.index(name)] * deltas
+    return replace(body, vertices=vertices)
 
 
 def hair_cap(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -> tuple[Shell, np.ndarray]:

@@ -31,7 +31,7 @@ _CUTS = {
         ([[(0, 0.026), (0, -0.012), (0.3, -0.012), (0.3, 0.026)]], []),
     ),
     "shirt": (
-        (_ALL, [[(0, -0.030), (0.012, 0.012), (0.02, 0.4), (0, 0.4)], [(0, 0.024), (0.3, 0.036), (0.3, 0.4), (0, 0.4)]]),
+        (_ALL, [[(0, -0.030), (0.012, 0.012), (0.02, 0.4), (0, 0.4)], [(0, 0.024), (0.3, 0.036), (0.3, 0.4), (0, 0.4)]]),  # noqa: E501
         (_ALL, [[(0, 0.045), (0.3, 0.045), (0.3, 0.5), (0, 0.5)]]),
     ),
     "collar": (
@@ -59,7 +59,10 @@ class Outfit:
         wrist = abs(float(self.joints[20][0]))
         self.sleeve_end = {name: wrist - (0.028 if name in ("jacket", "lapel") else 0.006) for name in LAYERS}
         self.button_y = BUTTON_Y
-        self.shirt_sleeve = (0.15, wrist - 0.07)  # the shirt's arms are left out between these |x|: the jacket hides them
+        self.shirt_sleeve = (
+            0.15,
+            wrist - 0.07,
+        )  # the shirt's arms are left out between these |x|: the jacket hides them
         self.masks = {name: tuple(self._mask(*cut) for cut in cuts) for name, cuts in _CUTS.items()}
 
         tights = base.groups["helper-tights"][..., 0]
@@ -68,7 +71,10 @@ class Outfit:
         self.quads = tights
         self.index, inverse = np.unique(tights, return_inverse=True)
         self.local = inverse.reshape(tights.shape)
-        self._smooth = {name: smoothing_matrix(self.local, len(self.index), 5 if name in ("jacket", "lapel") else 1) for name in LAYERS}
+        self._smooth = {
+            name: smoothing_matrix(self.local, len(self.index), 5 if name in ("jacket", "lapel") else 1)
+            for name in LAYERS
+        }
         points, weights = self.rest[self.index], self.weights[self.index]
         shoulder = np.clip(weights[:, [13, 14, 16, 17]].sum(1), 0, 1) * (points[:, 1] > self.joints[16][1])
         self._pad = shoulder * np.exp(-(((np.abs(points[:, 0]) - 0.15) / 0.06) ** 2))
@@ -143,7 +149,7 @@ class Outfit:
         return shell
 
     def shell_faces(self) -> tuple[np.ndarray, np.ndarray]:
-        """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas' right half."""
+        """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas."""
         points = self.rest[self.index]
         triangles = triangulate(self.local)
         centre = points[triangles].mean(1)
@@ -153,7 +159,7 @@ class Outfit:
 
 
 def clothes_chart(points: np.ndarray, front: np.ndarray, neck_y: float) -> np.ndarray:
-    """Rest positions (F, 3, 3) -> (F, 3, 2): planar front chart below v = .5, back chart up to .75, more texels at the chest."""
+    """Rest positions (F, 3, 3) -> (F, 3, 2): front chart below v = .5, back up to .75, more texels at the chest."""
     x = np.abs(points[..., 0])
     spread = np.where(x < 0.24, x / 0.24 * 0.7, 0.7 + (x - 0.24) / 0.48 * 0.3).clip(0, 1)
     u = 0.75 + 0.25 * np.sign(points[..., 0]) * spread

@@ -1,8 +1,8 @@
 """A synthetic presenter in Blender Cycles: skin, eyes, hair, suit and studio, all procedural.
 
-The geometry comes from a `Body` that holds all MakeHuman vertices (CC0 data, posed by our own skinning); shaders, cut of the
-clothes, hair and light are ours.  `PresenterScene.set_frame` takes posed vertices, so anything that can pose the rig can be
-filmed.  Needs `bpy` (development time only, see `studio/README.md`).
+The geometry comes from a `Body` that holds all MakeHuman vertices (CC0 data, posed by our own skinning); shaders, cut of
+the clothes, hair and light are ours.  `PresenterScene.set_frame` takes posed vertices, so anything that can pose the rig
+can be filmed.  Needs `bpy` (development time only, see `studio/README.md`).
 
 Coordinates of the rig: metres, y up, z towards the camera.  Blender: z up, -y towards the camera.
 """
@@ -36,7 +36,13 @@ class Look:
     hair: tuple[float, float, float] = (0.018, 0.0105, 0.0065)
     lips: tuple[float, float, float] = (0.44, 0.185, 0.155)
     iris: tuple[tuple[float, float, float], tuple[float, float, float]] = ((0.045, 0.06, 0.07), (0.13, 0.17, 0.18))
-    brow: tuple[tuple[float, float], ...] = ((0.0115, 0.0150), (0.020, 0.0178), (0.031, 0.0205), (0.042, 0.0196), (0.054, 0.0125))
+    brow: tuple[tuple[float, float], ...] = (
+        (0.0115, 0.0150),
+        (0.020, 0.0178),
+        (0.031, 0.0205),
+        (0.042, 0.0196),
+        (0.054, 0.0125),
+    )
     brow_half_width: float = 0.0033
     beard_shadow: float = 0.7
     suit: tuple[float, float, float] = (0.017, 0.022, 0.038)
@@ -63,7 +69,6 @@ def to_blender(points: np.ndarray) -> np.ndarray:
 AXES = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]])
 
 
-# ---------------------------------------------------------------------------------------------------------- shader nodes
 class Shader:
     """A material's node tree with one-line helpers; sockets and constants mix freely as inputs."""
 
@@ -84,7 +89,11 @@ class Shader:
     def plug(self, socket: Socket, value) -> None:
         if isinstance(value, Socket):
             self.tree.links.new(value, socket)
-        elif isinstance(value, tuple | list | np.ndarray) and len(value) == 3 and len(getattr(socket, "default_value", ())) == 4:
+        elif (
+            isinstance(value, tuple | list | np.ndarray)
+            and len(value) == 3
+            and len(getattr(socket, "default_value", ())) == 4
+        ):
             socket.default_value = (*value, 1)
         else:
             socket.default_value = value
@@ -140,7 +149,6 @@ class Shader:
         return self.node("ShaderNodeVectorMath", {0: moved, 3: 1 / side}, operation="SCALE").outputs[0]
 
 
-# ---------------------------------------------------------------------------------------------------------------- scene
 @dataclass
 class _Skinned:
     mesh: bpy.types.Mesh
@@ -219,7 +227,9 @@ class PresenterScene:
         index, inverse = np.unique(quads, return_inverse=True)
         mesh = bpy.data.meshes.new(name)
         mesh.from_pydata(to_blender(self.rest[index]).tolist(), [], inverse.reshape(quads.shape).tolist())
-        mesh.attributes.new("rest", "FLOAT_VECTOR", "POINT").data.foreach_set("vector", self.rest[index].astype(np.float32).ravel())
+        mesh.attributes.new("rest", "FLOAT_VECTOR", "POINT").data.foreach_set(
+            "vector", self.rest[index].astype(np.float32).ravel()
+        )
         for key, values in (attributes or {}).items():
             mesh.attributes.new(key, "FLOAT", "POINT").data.foreach_set("value", values[index].astype(np.float32))
         if uv is not None:
@@ -264,7 +274,7 @@ class PresenterScene:
         return beside & (np.abs(points[:, 1] - self.eye_y + 0.012) < 0.045) & (points[:, 2] < 0.085)
 
     def _face_paint(self) -> tuple[np.ndarray, tuple[float, float]]:
-        """Painted masks on a 0.24 m front projection: redness, beard, brow base, eye socket -> (S, S, 4) uint8, origin."""
+        """Masks on a 0.24 m front projection: redness, beard, brow base, eye socket -> (S, S, 4) uint8, origin."""
         size, origin = 1024, (-0.12, self.eye_y - 0.14)
         scale = size / 0.24
 
@@ -280,7 +290,11 @@ class PresenterScene:
 
         def redness(draw):
             spots = ((0.042, eye - 0.042, 0.026, 0.02, 150), (-0.042, eye - 0.042, 0.026, 0.02, 150))
-            for x, y, rx, ry, value in (*spots, (0, eye - 0.036, 0.014, 0.018, 150), (0, mouth - 0.035, 0.018, 0.01, 70)):
+            for x, y, rx, ry, value in (
+                *spots,
+                (0, eye - 0.036, 0.014, 0.018, 150),
+                (0, mouth - 0.035, 0.018, 0.01, 70),
+            ):
                 draw.ellipse([*at(x - rx, y + ry), *at(x + rx, y - ry)], fill=value)
 
         def beard(draw):
@@ -334,7 +348,9 @@ class PresenterScene:
         colour = shader.mix(shader.math("MULTIPLY", mask("mpfb_ears.jpg"), 0.35), colour, tone * (1.0, 0.6, 0.55))
         colour = shader.mix(mask("mpfb_inside-mouth.jpg"), colour, (0.22, 0.05, 0.045))
         colour = shader.mix(shader.math("MULTIPLY", mask("mpfb_fingernails.jpg"), 0.6), colour, (0.75, 0.5, 0.45))
-        colour = shader.mix(shader.math("MULTIPLY", shader.attribute("scalp", "Fac"), 0.9), colour, np.array(look.hair) * 1.3)
+        colour = shader.mix(
+            shader.math("MULTIPLY", shader.attribute("scalp", "Fac"), 0.9), colour, np.array(look.hair) * 1.3
+        )
         roughness = shader.math("ADD", shader.math("MULTIPLY", fine, 0.25), 0.33)
         roughness = shader.math("SUBTRACT", roughness, shader.math("MULTIPLY", lips, 0.16))
         height = shader.math("ADD", shader.math("MULTIPLY", pores, 0.6), fine)
@@ -450,23 +466,38 @@ class PresenterScene:
             offset = shader.math("DIVIDE", shader.math("SUBTRACT", value, centre), width)
             return shader.math("EXPONENT", shader.math("MULTIPLY", shader.math("MULTIPLY", offset, offset), -1.0))
 
-        sleeve = shader.math("ADD", near(along, elbow, 0.075), shader.math("MULTIPLY", near(along, shoulder - 0.02, 0.05), 0.6))
+        sleeve = shader.math(
+            "ADD", near(along, elbow, 0.075), shader.math("MULTIPLY", near(along, shoulder - 0.02, 0.05), 0.6)
+        )
         button = self.neck[1] + self.outfit.button_y
-        drag = shader.math("SINE", shader.math("ADD", shader.math("MULTIPLY", shader.math("ADD", shader.math("MULTIPLY", y, 1.6), along), 75.0), warp))
+        drag = shader.math(
+            "SINE",
+            shader.math(
+                "ADD", shader.math("MULTIPLY", shader.math("ADD", shader.math("MULTIPLY", y, 1.6), along), 75.0), warp
+            ),
+        )
         torso = shader.math("MULTIPLY", near(y, button, 0.07), near(along, 0.08, 0.07))
-        return shader.math("ADD", shader.math("MULTIPLY", ridge, sleeve), shader.math("MULTIPLY", drag, shader.math("MULTIPLY", torso, 0.5)))
+        return shader.math(
+            "ADD",
+            shader.math("MULTIPLY", ridge, sleeve),
+            shader.math("MULTIPLY", drag, shader.math("MULTIPLY", torso, 0.5)),
+        )
 
     def _jacket_details(self, shader: Shader, x, y, tint) -> Socket:
         """Closing edge, two buttons and a breast pocket with a white square, painted in rest space."""
         neck, button = self.neck[1], self.neck[1] + self.outfit.button_y
 
         def inside(value, low, high):
-            return shader.math("MULTIPLY", shader.math("GREATER_THAN", value, low), shader.math("LESS_THAN", value, high))
+            return shader.math(
+                "MULTIPLY", shader.math("GREATER_THAN", value, low), shader.math("LESS_THAN", value, high)
+            )
 
         _, _, z = shader.separate(shader.attribute("rest"))
         front = shader.math("GREATER_THAN", z, self.outfit.split_depth)
         edge = shader.math("MULTIPLY", inside(x, 0.0015, 0.0045), shader.math("LESS_THAN", y, button))
-        tint = shader.mix(shader.math("MULTIPLY", shader.math("MULTIPLY", edge, front), 0.85), tint, (0.004, 0.005, 0.008))
+        tint = shader.mix(
+            shader.math("MULTIPLY", shader.math("MULTIPLY", edge, front), 0.85), tint, (0.004, 0.005, 0.008)
+        )
         for drop in (0.028, 0.128):
             dx, dy = shader.math("SUBTRACT", x, -0.012), shader.math("SUBTRACT", y, button - drop)
             r2 = shader.math("ADD", shader.math("MULTIPLY", dx, dx), shader.math("MULTIPLY", dy, dy))
@@ -475,7 +506,11 @@ class PresenterScene:
         top = neck - 0.175
         slant = shader.math("ADD", y, shader.math("MULTIPLY", x, -0.12))
         pocket = shader.math("MULTIPLY", inside(x, 0.088, 0.150), inside(slant, top - 0.016, top))
-        tint = shader.mix(shader.math("MULTIPLY", shader.math("MULTIPLY", pocket, front), 0.6), tint, tuple(np.array(self.look.suit) * 0.45))
+        tint = shader.mix(
+            shader.math("MULTIPLY", shader.math("MULTIPLY", pocket, front), 0.6),
+            tint,
+            tuple(np.array(self.look.suit) * 0.45),
+        )
         square = shader.math("MULTIPLY", inside(x, 0.095, 0.143), inside(slant, top, top + 0.013))
         return shader.mix(shader.math("MULTIPLY", square, front), tint, self.look.shirt)
 
@@ -492,13 +527,15 @@ class PresenterScene:
         self.hair = self._add_curves("hair", to_blender(self.strands), radius, shader.material)
 
     def _grow_hair(self) -> np.ndarray:
-        """Short hair brushed back and slightly to one side, tapered at the temples -> (strands, 8, 3) rest coordinates."""
+        """Short hair brushed back and a little to one side -> (strands, 8, 3) rest coordinates."""
         rng, rest, count, steps = self.rng, self.rest, self.look.strands, 8
         quads = self.groups["body"][..., 0]
         triangles = triangulate(quads[self.weights[quads][:, :, 15].mean(1) > 0.6])
         centre = rest[triangles].mean(1)
         outer = np.linalg.norm(centre - self.head_centre, axis=1) > 0.06
-        scalp = triangles[(self._hairline(centre) > -0.012) & ~self._on_ear(centre) & outer & (centre[:, 1] > self.eye_y - 0.1)]
+        scalp = triangles[
+            (self._hairline(centre) > -0.012) & ~self._on_ear(centre) & outer & (centre[:, 1] > self.eye_y - 0.1)
+        ]
         _, _, root = sample_surface(count * 3, scalp, rest, rng)
         root = root[self._hairline(root) + rng.normal(0, 0.0025, len(root)) > 0][:count]
         _, _, skull = sample_surface(60000, triangles, rest, rng)
@@ -511,7 +548,9 @@ class PresenterScene:
         front = np.clip((root[:, 2] - 0.03) / 0.07, 0, 1)
         clump = cKDTree(root[rng.choice(len(root), len(root) // 30)]).query(root)[1]
         clump_noise, own_noise = rng.normal(0, 1, (len(root), 3))[clump], rng.normal(0, 1, (len(root), 3))
-        swept = np.stack([-0.38 - 0.15 * front + 0.9 * x / 0.08 * (1 - front) * 0.3, 0.15 * front, -0.85 + 0.1 * front], 1)
+        swept = np.stack(
+            [-0.38 - 0.15 * front + 0.9 * x / 0.08 * (1 - front) * 0.3, 0.15 * front, -0.85 + 0.1 * front], 1
+        )
         down = np.stack([np.zeros_like(x), -np.ones_like(x), -0.55 - 0.3 * (root[:, 2] > 0.03)], 1)
         direction = swept * top[:, None] + down * (1 - top[:, None]) + 0.14 * clump_noise + 0.07 * own_noise
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
@@ -552,7 +591,14 @@ class PresenterScene:
         keep = np.where(inside)[0][:1200]
         triangle, bary, root, along = triangles[chosen[keep]], bary[keep], root[keep], along[keep]
         across = eye + height[keep] - root[:, 1]
-        flow = np.stack([np.sign(root[:, 0]) * (0.5 + 0.5 * along), 0.6 * (1 - along) - 0.25 * along + across * 60, -0.35 * along - 0.05], 1)
+        flow = np.stack(
+            [
+                np.sign(root[:, 0]) * (0.5 + 0.5 * along),
+                0.6 * (1 - along) - 0.25 * along + across * 60,
+                -0.35 * along - 0.05,
+            ],
+            1,
+        )
         flow += rng.normal(0, 0.12, flow.shape)
         flow /= np.linalg.norm(flow, axis=1, keepdims=True)
         normal = quad_normals(rest, quads)[triangle[:, 0]]
@@ -564,7 +610,9 @@ class PresenterScene:
         offsets = np.einsum("nac,nka->nkc", frame, points - origin[:, None])
         self._brow_binding = triangle, bary, offsets
         shader = self._dark_hair("brow")
-        self.brow_curves = self._add_curves("brow", to_blender(points), 0.00010 * np.r_[1, 1, 0.8, 0.3], shader.material)
+        self.brow_curves = self._add_curves(
+            "brow", to_blender(points), 0.00010 * np.r_[1, 1, 0.8, 0.3], shader.material
+        )
 
     def _brow_points(self, vertices: np.ndarray) -> np.ndarray:
         triangle, bary, offsets = self._brow_binding
@@ -588,7 +636,9 @@ class PresenterScene:
         self._lash_index = np.array([span[:4] for span in spans], int)
         self._lash_blend, self._lash_length = (np.array([span[k] for span in spans])[:, None] for k in (4, 5))
         points = to_blender(self._lash_points(rest))
-        self.lash_curves = self._add_curves("lash", points, 0.00017 * np.r_[1, 0.9, 0.6, 0.2], self._dark_hair("lash").material)
+        self.lash_curves = self._add_curves(
+            "lash", points, 0.00017 * np.r_[1, 0.9, 0.6, 0.2], self._dark_hair("lash").material
+        )
 
     def _lash_points(self, vertices: np.ndarray) -> np.ndarray:
         a, b, c, d = (vertices[self._lash_index[:, k]] for k in range(4))
@@ -632,7 +682,9 @@ class PresenterScene:
             lamp.size, lamp.energy, lamp.color = size, power, colour
             thing = bpy.data.objects.new("area", lamp)
             thing.location = place
-            thing.rotation_euler = (mathutils.Vector(face) - mathutils.Vector(place)).to_track_quat("-Z", "Y").to_euler()
+            thing.rotation_euler = (
+                (mathutils.Vector(face) - mathutils.Vector(place)).to_track_quat("-Z", "Y").to_euler()
+            )
             self.scene.collection.objects.link(thing)
         data = bpy.data.cameras.new("camera")
         self.camera = bpy.data.objects.new("camera", data)
@@ -656,14 +708,19 @@ class PresenterScene:
             matrix = AXES @ transforms[joint] @ place @ np.linalg.inv(AXES) @ np.diag([size, size, size, 1])
             ball.matrix_world = mathutils.Matrix(matrix.tolist())
         self.hair.matrix_world = mathutils.Matrix((AXES @ transforms[15] @ np.linalg.inv(AXES)).tolist())
-        for curves, points in ((self.brow_curves, self._brow_points(vertices)), (self.lash_curves, self._lash_points(vertices))):
+        for curves, points in (
+            (self.brow_curves, self._brow_points(vertices)),
+            (self.lash_curves, self._lash_points(vertices)),
+        ):
             curves.data.position_data.foreach_set("vector", to_blender(points).astype(np.float32).ravel())
             curves.data.update_tag()
 
     def set_person_visible(self, visible: bool) -> None:
         """Hide or show the presenter; hidden, `render` gives the static background plate."""
         for thing in self.scene.objects:
-            if thing.type in {"MESH", "CURVES"} and not any(m and m.name.startswith("backdrop") for m in thing.data.materials):
+            if thing.type in {"MESH", "CURVES"} and not any(
+                m and m.name.startswith("backdrop") for m in thing.data.materials
+            ):
                 thing.hide_render = not visible
 
     def set_camera(self, camera: Camera) -> None:
@@ -688,7 +745,7 @@ class PresenterScene:
 
 
 def backdrop_picture(size: int = 1024) -> np.ndarray:
-    """A defocused studio wall: blue-grey panels with soft seams, two warm lamps, a dim light strip -> (S, S, 3) uint8 sRGB."""
+    """A defocused studio wall: blue panels, two warm lamps, a dim light strip -> (S, S, 3) uint8 sRGB."""
     y, x = np.mgrid[0:size, 0:size] / size
     glow = np.exp(-(((x - 0.5) / 0.30) ** 2) - (((y - 0.40) / 0.30) ** 2))
     wall = np.array([27, 37, 55]) * (1.15 - 0.5 * y)[..., None] + glow[..., None] * np.array([34, 50, 74])
@@ -697,7 +754,9 @@ def backdrop_picture(size: int = 1024) -> np.ndarray:
     for side in (-1, 1):
         lamp = np.exp(-(((x - 0.5 - side * 0.185) / 0.012) ** 2)) * (np.abs(y - 0.45) < 0.16)
         wall = wall + lamp[..., None] * np.array([225, 170, 110])
-        wall = wall + np.exp(-(((x - 0.5 - side * 0.185) / 0.05) ** 2) - (((y - 0.45) / 0.17) ** 2))[..., None] * np.array([46, 34, 22])
+        wall = wall + np.exp(-(((x - 0.5 - side * 0.185) / 0.05) ** 2) - (((y - 0.45) / 0.17) ** 2))[
+            ..., None
+        ] * np.array([46, 34, 22])
     strip = np.exp(-(((y - 0.632) / 0.005) ** 2))
     wall = wall + strip[..., None] * np.array([50, 95, 150])
     picture = Image.fromarray(np.clip(wall, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(size / 150))

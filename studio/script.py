@@ -23,10 +23,29 @@ from talkshow_bridge.prosody import analyse
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
-BODY_JOINTS = (
-    "left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 left_foot right_foot neck "
-    "left_collar right_collar head left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist"
-).split()
+BODY_JOINTS = [
+    "left_hip",
+    "right_hip",
+    "spine1",
+    "left_knee",
+    "right_knee",
+    "spine2",
+    "left_ankle",
+    "right_ankle",
+    "spine3",
+    "left_foot",
+    "right_foot",
+    "neck",
+    "left_collar",
+    "right_collar",
+    "head",
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+]
 # viseme -> jaw opening (rad) and mouth units; "_" stands for both sides
 VISEMES: dict[str, tuple[float, dict[str, float]]] = {
     "rest": (0.0, {}),
@@ -41,7 +60,10 @@ VISEMES: dict[str, tuple[float, dict[str, float]]] = {
     "ch": (0.05, {"mouthFunnel": 0.5, "mouthLowerDown_": 0.3, "mouthUpperUp_": 0.3}),
     "ss": (0.03, {"mouthLowerDown_": 0.35, "mouthUpperUp_": 0.25, "mouthStretch_": 0.25}),
 }
-RESTING_FACE = {"eyeWide_": 0.3, "browDown_": 0.15}  # MakeHuman's neutral lids and brows look tired and raised without it
+RESTING_FACE = {
+    "eyeWide_": 0.3,
+    "browDown_": 0.15,
+}  # MakeHuman's neutral lids and brows look tired and raised without it
 
 
 def scripted_motion(count: int, seed: int, fps: float = 30.0) -> Motion:
@@ -80,7 +102,7 @@ def unit_array(units: dict[str, np.ndarray | float], count: int) -> np.ndarray:
 
 
 def with_resting_face(motion: Motion) -> Motion:
-    """Add the presenter's resting lids and brows to any motion (the anchor's manifest carries the same offsets)."""
+    """Add the presenter's resting lids and brows to any motion (the anchor's rig has them baked in)."""
     return replace(motion, expression=motion.expression + unit_array(RESTING_FACE, len(motion)))
 
 
@@ -183,12 +205,18 @@ def _brows(count, rng, fps) -> dict[str, np.ndarray]:
     up = np.clip(0.5 * _wander(count, rng, 0.5, fps)[:, 0], 0, 1)
     down = np.clip(0.4 * _wander(count, rng, 0.6, fps)[:, 0], 0, 1)
     squint = np.clip(0.3 * _wander(count, rng, 0.8, fps)[:, 0], 0, 0.6)
-    return {"browInnerUp": 0.6 * up, "browOuterUp_": 0.6 * up, "browDown_": 0.5 * down, "eyeSquint_": squint, "cheekSquint_": 0.5 * squint}
+    return {
+        "browInnerUp": 0.6 * up,
+        "browOuterUp_": 0.6 * up,
+        "browDown_": 0.5 * down,
+        "eyeSquint_": squint,
+        "cheekSquint_": 0.5 * squint,
+    }
 
 
 def performed_motion(seconds: float, seed: int, fps: float = 30.0) -> Motion:
-    """Body, hands and eyes of the gesture synthesiser over the bundled speech samples (all styles, many energies), with the
-    scripted mouth: the motion an anchor meets on air, with more varied faces."""
+    """Body, hands and eyes of the gesture synthesiser over the bundled speech samples (all styles, many energies), with
+    the scripted mouth: the motion an anchor meets on air, with more varied faces."""
     rng = np.random.default_rng(seed)
     samples = [load_speech(path) for path in sorted(SAMPLES.glob("*.opus"))]
     parts, total = [], 0
