@@ -1,8 +1,8 @@
 """A synthetic presenter in Blender Cycles: skin, eyes, hair, suit and studio, all procedural.
 
-The geometry comes from a `Body` that holds all MakeHuman vertices (CC0 data, posed by our own skinning); shaders, cut of
-the clothes, hair and light are ours.  `PresenterScene.set_frame` takes posed vertices, so anything that can pose the rig
-can be filmed.  Needs `bpy` (development time only, see `studio/README.md`).
+The geometry comes from a `Body` that holds all MakeHuman vertices (CC0 data, posed by our own skinning); shaders,
+cut of the clothes, hair and light are ours.  `PresenterScene.set_frame` takes posed vertices, so anything that can pose
+the rig can be filmed.  Needs `bpy` (development time only, see `studio/README.md`).
 
 Coordinates of the rig: metres, y up, z towards the camera.  Blender: z up, -y towards the camera.
 """

@@ -2,8 +2,8 @@
 
 One light condition encoder is run once per frame and its result is concatenated to the noisy latents at every step (the
 cheap relative of a ControlNet), and the decoder sees the condition too, at half resolution, so that lips, eyes and
-fingers are as sharp as the mesh says.  The neural texture is sampled where the condition map's texture coordinates point: it
-remembers the person's skin, cloth and hair, its first three channels being plain colours.
+fingers are as sharp as the mesh says.  The neural texture is sampled where the condition map's texture coordinates
+point: it remembers the person's skin, cloth and hair, its first three channels being plain colours.
 
 The same class serves the whole picture (body) and the head crop (face).
 """

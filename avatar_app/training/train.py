@@ -6,8 +6,8 @@
 One stage, end to end: the encoder makes latents of the picture; the decoder learns to undo that; the UNet learns to
 predict the same latents from noise under the condition, mostly from pure noise, because that is where few-step sampling
 starts; what the decoder makes of its prediction is compared with the picture again.  Crops around head and hands first,
-whole pictures at the end, so that normalisation and attention see what they will see later.  Killed runs resume from OUT/state.pt.
-"""
+whole pictures at the end, so that normalisation and attention see what they will see later.  Killed runs resume
+from OUT/state.pt. """
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Recipe:
 
 RECIPES = {
     "body": Recipe(
-        dict(condition=dict(texture_size=(384, 768)), unet_widths=(64, 96, 144)),
+        dict(condition=dict(texture_size=(384, 768)), unet_widths=(64, 96, 128)),
         crop=192,
         crops=6,
         whole=2,
