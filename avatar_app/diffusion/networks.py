@@ -135,7 +135,7 @@ class Autoencoder(ModelMixin, ConfigMixin):
             decoder += [ResidualBlock(wide), nn.Conv2d(wide, 4 * narrow, 1), nn.PixelShuffle(2)]
         self.decoder = nn.Sequential(*decoder)
         self.merge = nn.Conv2d(detail_width + widths[0], widths[0], 3, padding=1)
-        self.finish = nn.Sequential(ResidualBlock(widths[0]), ResidualBlock(widths[0]), nn.SiLU())
+        self.finish = nn.Sequential(ResidualBlock(widths[0]), nn.SiLU())
         self.paint = nn.Conv2d(widths[0], 12, 3, padding=1)
         nn.init.zeros_(self.paint.weight)
         nn.init.zeros_(self.paint.bias)
