@@ -12,9 +12,11 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -143,13 +145,22 @@ def choose_anchor(name: str | None) -> Anchor:
 
 
 def preview_frames(body, camera, parts: Iterable[Motion], clock: Stopwatch) -> Iterator[np.ndarray]:
-    """Chunks of (n, height, width, 3) uint8 RGB pictures of the lit mesh."""
+    """Chunks of (n, height, width, 3) uint8 RGB pictures of the lit mesh, drawn on all cores."""
     from avatar_app.mesh.preview import render_preview
 
-    for part in parts:
-        with clock("mesh"):
-            frames = render_preview(body, body.pose(part).vertices, camera)
-        yield frames
+    def draw(part: Motion) -> np.ndarray:
+        return render_preview(body, body.pose(part).vertices, camera)
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        drawing: deque[Future] = deque()
+        for part in chain(parts, [None] * workers):
+            if part is not None:
+                drawing.append(pool.submit(draw, part))
+            if drawing and (part is None or len(drawing) > workers):
+                with clock("mesh"):
+                    frames = drawing.popleft().result()
+                yield frames
 
 
 def presenter_frames(
