@@ -269,7 +269,7 @@ def _hand_curves(
     keys = np.array(track.times)
     wrist = key_curve(times, keys, np.array(track.places)) + _arcs(times, keys, np.array(track.places))
     wrist = smooth(wrist, RATE, 0.03)
-    wrist += 0.007 * drift(len(times), RATE, 0.8, rng, 3)
+    wrist += 0.008 * drift(len(times), RATE, 0.7, rng, 3)
     wrist[:, 1] += 0.004 * presence.breath
     shape = key_curve(times, keys, np.array(track.shapes)) + 0.04 * drift(len(times), RATE, 0.8, rng, 6)
     palm = smooth(key_curve(times, keys, np.array(track.palms)), RATE, 0.05)

@@ -7,14 +7,15 @@ the jaw comes up, lips press and roll in. In silence the mouth is shut.
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS
 from talkshow_bridge.motion import ARKIT_52
 
 FINE_RATE = 200.0  # Hz at which contacts are resolved, so that none falls between two video frames
 JAW_WIDEST = 0.25  # rad
-JAW_GAIN = 0.30  # rad per unit of openness above rest
-SMILE = 0.05  # of the resting face; the presence adds the rest
+JAW_GAIN = 0.36  # rad per unit of openness above rest
+JAW_LAG = 0.02  # s over which the jaw comes up before a closure and goes down after it
 SMOOTHING = 0.014  # s, standard deviation of everything but contacts
 
 
@@ -27,14 +28,15 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
     free = speaking * (1 - closed)
     rounding = np.clip(1.2 * np.maximum(values["pucker"], values["funnel"]), 0, 1)
     openness = np.clip(0.5 * values["jaw"] + 0.5 * values["aperture"] - 0.10, 0, 1)
+    rising = np.maximum(closed, gaussian_filter1d(closed, JAW_LAG * fps, mode="nearest"))
     jaw = np.zeros((count, 3))
-    jaw[:, 0] = np.clip(JAW_GAIN * openness * free * (1 - 0.75 * teeth), 0, JAW_WIDEST)
+    jaw[:, 0] = np.clip(JAW_GAIN * openness * speaking * (1 - rising) * (1 - 0.75 * teeth), 0, JAW_WIDEST)
     funnel = np.clip(1.1 * values["funnel"], 0, 0.8) * speaking
     pucker = np.clip(1.05 * values["pucker"] - 0.45 * values["funnel"], 0, 0.85) * speaking
     lip_free = free * (1 - teeth)
     spread = np.clip(values["spread"] * (1 - rounding), 0, 1) * speaking * (1 - 0.6 * closed)
     units = {
-        "mouthClose": np.clip(1.2 * closed * values["jaw"] * speaking, 0, 0.25),
+        "mouthClose": np.clip(2.0 * closed * jaw[:, 0], 0, 0.25),  # what is left of the jaw's opening
         "mouthPress": 0.5 * closed * speaking,
         "mouthRollLower": (0.3 * closed + 0.7 * teeth) * speaking,
         "mouthRollUpper": 0.25 * closed * speaking,
@@ -43,7 +45,7 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
         "mouthUpperUp": lip_free * (1.1 * values["upper_raise"] + 0.12 * openness) + 0.35 * teeth * speaking,
         "mouthLowerDown": lip_free * (0.75 * np.clip(values["lower_drop"] - 0.05, 0, 1) + 0.35 * spread),
         "mouthStretch": 0.45 * spread,
-        "mouthSmile": SMILE + 0.35 * spread,
+        "mouthSmile": 0.35 * spread,
     }
     return jaw.astype(np.float32), _expression(units, count)
 

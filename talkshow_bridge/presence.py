@@ -67,7 +67,7 @@ def _pauses(prosody: Prosody, duration: float) -> list[tuple[float, float]]:
 
 def _torso(prosody: Prosody, times: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """(T, 3) rotation of the whole torso: slow drift and a new lean at some phrases."""
-    lean = 0.03 * drift(len(times), rate, 1.6, rng, 3) * [0.8, 1.2, 0.5]
+    lean = 0.035 * drift(len(times), rate, 1.3, rng, 3) * [1.0, 1.2, 0.5]
     keys, values = [-1.0], [np.zeros(3)]
     for start, _ in prosody.phrases:
         if rng.random() < 0.5 and start - 0.2 > keys[-1]:
