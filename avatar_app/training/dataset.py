@@ -25,7 +25,7 @@ from talkshow_bridge.motion import Motion
 @dataclass(frozen=True)
 class Sample:
     """One training picture or crop: maps (S, S, 10) float32, picture (S, S, 3) uint8 RGB, place (S, S, 2) float32:
-    where its pixels lie in the camera picture, -1..1."""
+    where its pixels lie in the whole picture, -1..1."""
 
     maps: np.ndarray
     picture: np.ndarray
@@ -41,6 +41,7 @@ class Footage:
             self.body = Body.load(folder / "body.safetensors")
             index = json.loads((folder / name / "index.json").read_text())
             motion = Motion.load(folder / name / "motion.npz")
+            self.whole = Camera.from_dict(json.loads((folder / "camera.json").read_text()))
         except (OSError, ValueError) as error:
             raise InputError(f"'{folder}' is not a footage folder with a set '{name}': {error}") from None
         entries = sorted(index.items(), key=lambda entry: entry[1]["frame"])
@@ -66,27 +67,34 @@ class Footage:
         camera = self.cameras[number].crop(left, top, size, size)
         maps = render_conditions(self.body, self.vertices[[number]], camera)[0]
         picture = self.pictures[number, top : top + size, left : left + size]
-        x = (np.arange(left, left + size) + 0.5) * (2 / self.size) - 1
-        y = (np.arange(top, top + size) + 0.5) * (2 / self.size) - 1
-        return Sample(maps, picture, np.stack(np.meshgrid(x, y), -1).astype(np.float32))
+        return Sample(maps, picture, places(camera, self.whole))
 
     @cached_property
     def interesting(self) -> list[np.ndarray]:
         """Per picture: pixel positions (k, 2) x, y of head and hands, the places worth a closer look."""
         joints = self.body.weights[:, [15, *range(25, 55)]]
         vertex = np.flatnonzero(joints.sum(1) > 0.5)[::7]
-        places = []
+        found = []
         for camera, vertices in zip(self.cameras, self.vertices, strict=True):
             points = camera.project(vertices[vertex])[:, :2]
             inside = ((points > 0) & (points < self.size)).all(1)
-            places.append(points[inside])
-        return places
+            found.append(points[inside])
+        return found
 
     @cached_property
     def head(self) -> list[np.ndarray]:
         """Per picture: the middle of the head in pixels, x and y."""
         vertex = np.flatnonzero(self.body.weights[:, [15, 22, 23, 24]].sum(1) > 0.5)
         return [camera.project(v[vertex])[:, :2].mean(0) for camera, v in zip(self.cameras, self.vertices, strict=True)]
+
+
+def places(camera: Camera, whole: Camera) -> np.ndarray:
+    """Where the pixel centres of a crop's camera lie in the whole picture, float32 (height, width, 2), -1..1."""
+    zoom = whole.focal / camera.focal
+    x = (np.arange(camera.width) + 0.5 - camera.center[0]) * zoom + whole.center[0]
+    y = (np.arange(camera.height) + 0.5 - camera.center[1]) * zoom + whole.center[1]
+    grid = np.stack(np.meshgrid(x * (2 / whole.width) - 1, y * (2 / whole.height) - 1), -1)
+    return grid.astype(np.float32)
 
 
 def average_colours(footage: Footage, texture_size: tuple[int, int]) -> np.ndarray:

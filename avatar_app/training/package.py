@@ -50,7 +50,7 @@ def package(footage_folder: Path, body: Path, face: Path | None, out: Path, fact
         if source is not None:
             NativeNetworks.load(source).save(out / part)
     if face is not None:
-        manifest["face"] = {"resolution": Footage(footage_folder, "face").size, "margin": 1.35}
+        manifest["face"] = {"resolution": Footage(footage_folder, "face").size, "margin": 1.3}
         manifest["extra"]["face"] = json.loads((face / "training.json").read_text())
     return seal_anchor(out, manifest)
 
