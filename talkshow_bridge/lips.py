@@ -52,7 +52,7 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
 
 def closing(closure: np.ndarray) -> np.ndarray:
     """The net's closure control 0..1 -> how far the lips really close, 0..1: a soft decision."""
-    return _step(closure, 0.30, 0.62)
+    return _step(closure, 0.24, 0.52)
 
 
 def _at_frames(controls: np.ndarray, count: int, fps: float) -> dict[str, np.ndarray]:

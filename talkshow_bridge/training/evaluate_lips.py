@@ -110,17 +110,19 @@ def energy_envelope(samples: np.ndarray) -> np.ndarray:
     return controls
 
 
-def utterances(folder: Path) -> list[tuple[str, Path, list[Segment]]]:
-    """(group, audio file, segments) of the folder's held-out recordings, spread over at most MOST of them."""
+def utterances(folder: Path) -> list[tuple[str, Path, list[Segment], bool]]:
+    """(group, audio file, segments, many speakers?) of the held-out recordings, spread over at most MOST of them."""
     entries = load_alignments(folder)
     trained_on = any(name.startswith(("arctic_", "de_")) for name in entries)
     names = [name for name in entries if held_out(name) or not trained_on]
     names = names[:: max(1, len(names) // MOST)][:MOST]
-    language = "de" if any(name.startswith("de_") for name in names) else ""
-    return [
-        (f"{folder.name} {entries[n].get('lang', language)}".strip(), entries[n]["file"], aligned_segments(entries[n]))
-        for n in names
-    ]
+    language = "de" if any(name.startswith("de_") for name in names) else "en"
+    found = []
+    for name in names:
+        entry = entries[name]
+        group = f"{folder.name} {entry.get('lang', language)}".strip()
+        found.append((group, entry["file"], aligned_segments(entry), not trained_on))
+    return found
 
 
 def _auc(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -143,12 +145,13 @@ def main() -> None:
     models: dict[str, Predictor] = {"energy envelope": energy_envelope, "lip net": lambda x: net.run(log_mel(x))}
     tallies: dict[tuple[str, str], Tally] = {}
     for folder in arguments.recordings:
-        for group, file, parts in utterances(folder):
+        for group, file, parts, many in utterances(folder):
             speech = load_speech(file)
-            voice = "low voice" if analyse(speech.samples).pitch < LOW_BELOW else "high voice"
+            if many:
+                group += ", low voice" if analyse(speech.samples).pitch < LOW_BELOW else ", high voice"
             for name, predict in models.items():
                 controls = predict(speech.samples)
-                tallies.setdefault((f"{group}, {voice}", name), Tally()).add(controls, parts, speech.duration)
+                tallies.setdefault((group, name), Tally()).add(controls, parts, speech.duration)
     print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
     for (group, name), tally in tallies.items():
         print("| " + " | ".join([group, name, *tally.figures()]) + " |")

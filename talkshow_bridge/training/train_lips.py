@@ -86,8 +86,11 @@ def loss_of(logits: Tensor, phones: Tensor, controls: Tensor, classes: Tensor) -
     return 10 * position + 10 * velocity + 0.5 * contact + 0.3 * phone
 
 
-def train(batches: Batches, run: Path, steps: int, peak_rate: float, seed: int) -> LipNet:
-    """Train (or go on training) and return the net with averaged weights."""
+def train(batches: Batches, run: Path, steps: int, peak_rate: float, seed: int, anneal: int = 0) -> LipNet:
+    """Train (or go on training) and return the net with averaged weights.
+
+    anneal: cut a resumed run short by bringing its learning rate linearly to zero within that many steps.
+    """
     torch.manual_seed(seed)
     net, average = LipNet(), LipNet()
     average.load_state_dict(net.state_dict())
@@ -101,6 +104,9 @@ def train(batches: Batches, run: Path, steps: int, peak_rate: float, seed: int) 
             part.load_state_dict(stored[name])
         done = stored["step"]
         batches.rng = np.random.default_rng(seed + done)
+    if anneal:
+        steps = done + anneal
+        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, total_iters=anneal)
     running, began = 0.0, time.monotonic()
     for step in range(done + 1, steps + 1):
         mels, controls, classes = batches.next()
@@ -112,11 +118,11 @@ def train(batches: Batches, run: Path, steps: int, peak_rate: float, seed: int) 
         schedule.step()
         with torch.no_grad():
             for mean, now in zip(average.parameters(), net.parameters(), strict=True):
-                mean.lerp_(now, max(1 - AVERAGE, 1 / step))
+                mean.lerp_(now, 0.02 if anneal else max(1 - AVERAGE, 1 / step))
         running += (loss.item() - running) * max(0.02, 1 / (step - done))
-        if step % 100 == 0 or step == steps:
+        if step % 50 == 0 or step == steps:
             log.info("step %d of %d, loss %.3f, %.0f s", step, steps, running, time.monotonic() - began)
-        if step % 250 == 0 or step == steps:
+        if not anneal and (step % 250 == 0 or step == steps):
             torch.save({**{name: part.state_dict() for name, part in parts.items()}, "step": step}, checkpoint)
     return average.eval()
 
@@ -126,15 +132,15 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("work/lips/corpus.npz"))
     parser.add_argument("--run", type=Path, default=Path("work/lips"), help="folder of the resumable checkpoint")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/motion"))
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--anneal", type=int, default=0, help="finish a resumed run within this many steps")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
-    net = train(
-        Batches(arguments.corpus, arguments.seed), arguments.run, arguments.steps, arguments.rate, arguments.seed
-    )
+    batches = Batches(arguments.corpus, arguments.seed)
+    net = train(batches, arguments.run, arguments.steps, arguments.rate, arguments.seed, arguments.anneal)
     net.save(arguments.out)
 
 
