@@ -71,7 +71,8 @@ def importance(maps: Tensor) -> Tensor:
     part = maps[:, PART : PART + 1]
 
     def near(mask: Tensor, reach: int) -> Tensor:
-        return functional.max_pool2d(mask.float(), 2 * reach + 1, 1, reach)
+        rows = functional.max_pool2d(mask.float(), (2 * reach + 1, 1), 1, (reach, 0))
+        return functional.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
 
     fine = (part >= EYES_AND_MOUTH[0]) & (part <= EYES_AND_MOUTH[1])
     return (
