@@ -171,7 +171,7 @@ def _manifest_files(manifest: Path) -> list[str]:
 
 def _own() -> Iterator[Finding]:
     """Licensed or private files that the user may add."""
-    licensed = sorted((ROOT / "checkpoints" / "body").glob("SMPLX_[MFN]*.npz"))
+    licensed = sorted((ROOT / "checkpoints" / "body").glob("SMPLX_NEUTRAL_2020.npz"))
     fact = ", ".join(file.name for file in licensed) or "none (checkpoints/body/SMPLX_NEUTRAL_2020.npz would be used)"
     yield Finding("Own SMPL-X model", "ok" if licensed else "optional", fact)
     folder = os.environ.get("AVATAR_APP_ANCHORS")

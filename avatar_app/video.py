@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -64,13 +65,11 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise ValueError(f"H.264 yuv420p needs even sizes, not {width}x{height}")
         self.path, self.size, self.frames = check_output(path), (width, height), 0
+        self._temporary = self.path.with_name(f".{self.path.stem[:40]}.{secrets.token_hex(6)}.mp4.part")
         self._options = fps, audio, crf
         self._process: subprocess.Popen | None = None
 
     def __enter__(self) -> VideoWriter:
-        handle, name = tempfile.mkstemp(prefix=f".{self.path.stem[:40]}.", suffix=".mp4.part", dir=self.path.parent)
-        os.close(handle)
-        self._temporary = Path(name)
         self._log = tempfile.TemporaryFile()
         try:
             self._process = subprocess.Popen(
@@ -140,9 +139,6 @@ class VideoWriter:
             failure = error
         if self._process.wait() or failure or not self.frames:
             raise VideoError(f"The video could not be written: {self._last_words(failure)}")
-        umask = os.umask(0)
-        os.umask(umask)
-        self._temporary.chmod(0o666 & ~umask)  # mkstemp makes files private
         os.replace(self._temporary, self.path)
 
     def _discard(self) -> None:

@@ -1,8 +1,13 @@
 """The command line: what it accepts, and that bad input ends with one sentence, code 2 and no leftovers."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -130,6 +135,20 @@ def test_anchors_list_export_import(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.zip").write_bytes(b"PK not a zip")
     assert main(["anchors", "import", "bad.zip"]) == 2
     assert main(["anchors", "export", "nobody"]) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_leaves_nothing(tmp_path, number, code):
+    speech = write_speech(tmp_path / "long.wav", 60)
+    command = [sys.executable, "-c", "import sys; from avatar_app.cli import main; sys.exit(main(sys.argv[1:]))"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([*command, "render", str(speech), "--anchor", "tiny"], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("*.part")) and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.wait(30) == code
+    assert [file.name for file in tmp_path.iterdir()] == ["long.wav"]
 
 
 def assert_one_sentence(error: str, words: str) -> None:
