@@ -176,7 +176,7 @@ class Trainer:
         while (progress := (time.time() - begin) / seconds) < 1:
             rate = 2e-5 + 1e-3 * min(1, (self.step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * progress))
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group["share"]
+                group["lr"] = float(rate * group["share"])
             loss, error = self.loss(self.batch(whole=progress > 1 - self.recipe.whole_share))
             self.optimizer.zero_grad()
             loss.backward()
