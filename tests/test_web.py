@@ -37,7 +37,7 @@ def speech(tmp_path_factory):
 
 
 def ask(url: str, speech: Path | None, tmp_path: Path, mode: str = "/video", **changes):
-    client = gradio_client.Client(url, download_files=str(tmp_path), verbose=False)
+    client = gradio_client.Client(url, download_files=str(tmp_path), verbose=False, httpx_kwargs={"timeout": 120})
     answers = {"speech": speech and gradio_client.handle_file(str(speech)), "anchor": "tiny", "preset": "draft"}
     answers |= {"style": "lively", "energy": 1.5, "seed": 4} | changes
     return client.predict(*answers.values(), api_name=mode)
