@@ -31,11 +31,10 @@ HEAD = 15
 
 def anchor_body(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -> Body:
     """`strands` (n, k, 3): the hair in rest coordinates, metres; it becomes a cap as high as the hair."""
-    cap, under_hair = hair_cap(rig, person, outfit, strands)
+    cap = hair_cap(rig, person, outfit, strands)
     parts = {name: rig.base.groups[group] for name, group in PARTS.items()}
     skin = parts["skin"]
-    visible = outfit.visible_skin(skin[..., 0]) & ~under_hair[skin[..., 0]].all(1)
-    parts["skin"] = skin[visible]
+    parts["skin"] = skin[outfit.visible_skin(skin[..., 0])]
     faces, uv = outfit.shell_faces()
     clothes = Shell("clothes", outfit.shell_rest(), rig.weights[outfit.index], faces, uv)
     body = with_resting_face(assemble_body(rig, person, parts, [clothes, cap]))
@@ -55,8 +54,8 @@ def with_resting_face(body: Body) -> Body:
     return replace(body, vertices=vertices)
 
 
-def hair_cap(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -> tuple[Shell, np.ndarray]:
-    """A shell over the scalp as high as the hair on it, rigid with the head, and the mask (19158,) of skin it hides."""
+def hair_cap(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -> Shell:
+    """A shell over the scalp as high as the hair on it, rigid with the head."""
     rest, quads = person.vertices.astype(np.float64), rig.base.groups["body"][..., 0]
     normals = quad_normals(rest, quads)
     head = np.unique(quads[rig.weights[quads][:, :, HEAD].mean(1) > 0.6])
@@ -83,4 +82,4 @@ def hair_cap(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -> t
     chart[across_seam, :, 0] = np.where(chart[across_seam, :, 0] < 0.75, 1.0, chart[across_seam, :, 0])
     weights = np.zeros((len(cap), rig.weights.shape[1]))
     weights[:, HEAD] = 1
-    return Shell("hair", cap, weights, triangles, chart), hairy & (top > 0.002)
+    return Shell("hair", cap, weights, triangles, chart)
