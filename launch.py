@@ -226,9 +226,10 @@ def main(arguments: list[str]) -> int:
             from avatar_app.doctor import main as doctor
 
             return doctor(arguments[1:])
-        python = ensure_environment(ROOT)
-        if not inside:
-            return become(python, arguments)
+        if not {"-h", "--help"} & set(arguments):
+            python = ensure_environment(ROOT)
+            if not inside:
+                return become(python, arguments)
     except SetupError as error:
         say(f"launch.py: {error}")
         return 1

@@ -89,6 +89,19 @@ def test_doctor_needs_no_environment(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+def test_help_needs_no_environment(tmp_path):
+    shutil.copy(ROOT / "launch.py", tmp_path)
+    for name in ("avatar_app/__init__.py", "avatar_app/cli.py", "avatar_app/settings.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "talkshow_bridge").mkdir()
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "talkshow_bridge" / name, tmp_path / "talkshow_bridge")
+    answer = start(tmp_path, "render", "--help")
+    assert answer.returncode == 0 and "--preset" in answer.out, answer.err
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_pins_hold_for_every_python():
     from avatar_app import doctor
 
