@@ -20,8 +20,8 @@ from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, index, re
 
 RATE = 60.0  # Hz at which movement is planned; any frame rate samples the same movement
 CHEST = REST_JOINTS[JOINTS.index("spine3")]
-BOX = np.array([[0.120, -0.125, 0.205], [0.31, 0.065, 0.335]])  # where wrists may be: x outward, y, z
-RESTS = {"low": (0.15, -0.110, 0.230), "wide": (0.185, -0.105, 0.220), "near": (0.135, -0.100, 0.240)}
+BOX = np.array([[0.120, -0.112, 0.205], [0.31, 0.065, 0.335]])  # where wrists may be: x outward, y, z
+RESTS = {"low": (0.15, -0.100, 0.230), "wide": (0.185, -0.098, 0.220), "near": (0.135, -0.100, 0.240)}
 TOP_SPEED = 0.75  # m/s mean of a move, so that 25 frames a second show steps well under 6 cm
 PALMS = {"inward": (-0.9, -0.25, -0.1), "open": (-0.75, 0.5, 0.1), "down": (-0.6, -0.8, 0.0)}
 PALM_ODDS = (0.45, 0.35, 0.2)

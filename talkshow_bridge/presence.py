@@ -67,12 +67,12 @@ def _pauses(prosody: Prosody, duration: float) -> list[tuple[float, float]]:
 
 def _torso(prosody: Prosody, times: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """(T, 3) rotation of the whole torso: slow drift and a new lean at some phrases."""
-    lean = 0.035 * drift(len(times), rate, 1.3, rng, 3) * [1.0, 1.2, 0.5]
+    lean = 0.042 * drift(len(times), rate, 1.15, rng, 3) * [1.0, 1.0, 0.55]
     keys, values = [-1.0], [np.zeros(3)]
     for start, _ in prosody.phrases:
         if rng.random() < 0.5 and start - 0.2 > keys[-1]:
             keys += [start - 0.2, start + rng.uniform(0.6, 1.2)]
-            values += [values[-1], rng.normal(0, [0.025, 0.045, 0.012])]
+            values += [values[-1], rng.normal(0, [0.03, 0.045, 0.014])]
     return lean + np.clip(key_curve(times, *_rising(keys, values)), -0.08, 0.08)
 
 
