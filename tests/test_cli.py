@@ -139,7 +139,7 @@ def test_anchors_list_export_import(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopping_leaves_nothing(tmp_path, number, code):
-    speech = write_speech(tmp_path / "long.wav", 60)
+    speech = write_speech(tmp_path / "long.wav", 20)
     command = [sys.executable, "-c", "import sys; from avatar_app.cli import main; sys.exit(main(sys.argv[1:]))"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen([*command, "render", str(speech), "--anchor", "tiny"], cwd=tmp_path, env=environment)
