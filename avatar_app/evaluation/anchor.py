@@ -20,7 +20,7 @@ from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
 from avatar_app.mesh.conditions import render_conditions
 from avatar_app.training.dataset import Footage
 
-HAND_JOINTS = slice(25, 55)
+HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
 HAND_PIXELS = 72  # of a 512 px picture
 
 
@@ -43,7 +43,7 @@ def hand_boxes(anchor: Anchor, vertices: np.ndarray) -> list[np.ndarray]:
     """(N, 3) squares around the left and the right hand."""
     size = HAND_PIXELS * anchor.manifest.width / 512
     boxes = []
-    for joints in (slice(25, 40), slice(40, 55)):
+    for joints in HANDS:
         hand = anchor.body.weights[:, joints].sum(1) > 0.5
         middle = anchor.camera.project(vertices[:, hand])[..., :2].mean(1)
         boxes.append(np.column_stack([middle, np.full(len(middle), size)]))

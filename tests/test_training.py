@@ -1,0 +1,105 @@
+"""Training on a tiny filmed person: footage reading, losses, resuming, packaging."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from avatar_app import InputError
+from avatar_app.anchors import load_anchor
+from avatar_app.diffusion.face import picture_places
+from avatar_app.diffusion.networks import NativeNetworks
+from avatar_app.evaluation.anchor import make_frames, score
+from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
+from avatar_app.mesh.conditions import PART, render_conditions
+from avatar_app.training import train
+from avatar_app.training.dataset import Footage, average_colours, places
+from avatar_app.training.package import package
+
+SMALL = dict(condition=dict(texture_size=(32, 64)), unet_widths=(16, 16))
+
+
+@pytest.fixture(scope="module")
+def footage(tiny_body, tiny_camera, tiny_motion, tmp_path_factory):
+    """A footage folder whose "films" are the person's normals in colour on a grey set."""
+    folder = tmp_path_factory.mktemp("footage")
+    tiny_body.save(folder / "body.safetensors")
+    (folder / "camera.json").write_text(json.dumps(tiny_camera.to_dict()))
+    Image.new("RGB", (tiny_camera.width, tiny_camera.height), (90, 90, 90)).save(folder / "plate.png")
+    for name, camera in (("train", tiny_camera), ("face", tiny_camera.crop(16, 0, 32, 32))):
+        (folder / name).mkdir()
+        tiny_motion.save(folder / name / "motion.npz")
+        index = {}
+        for frame in range(0, 8, 2):
+            maps = render_conditions(tiny_body, tiny_body.pose(tiny_motion[frame : frame + 1]).vertices, camera)[0]
+            picture = np.where(maps[..., PART, None] > 0, (maps[..., :3] * 0.5 + 0.5) * 255, 90).astype(np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{frame:06d}.png")
+            index[f"{frame:06d}.png"] = {"frame": frame, "camera": camera.to_dict()}
+        (folder / name / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture()
+def small_recipes(monkeypatch):
+    recipe = train.Recipe(SMALL, crop=32, crops=2, whole=2, whole_share=0.5)
+    monkeypatch.setattr(train, "RECIPES", {"body": recipe, "face": recipe})
+
+
+def test_crops_are_parts_of_the_whole(footage):
+    data = Footage(footage, "train")
+    whole, part = data.sample(1), data.sample(1, 16, 8, 32)
+    inside = (slice(8, 40), slice(16, 48))
+    np.testing.assert_allclose(part.maps, whole.maps[inside], atol=1e-4)
+    np.testing.assert_array_equal(part.picture, whole.picture[inside])
+    np.testing.assert_allclose(part.place, whole.place[inside], atol=1e-6)
+
+
+def test_places_are_those_of_the_face_pass(tiny_camera):
+    crop = tiny_camera.crop(10, 4, 24, 32)
+    np.testing.assert_allclose(
+        places(crop, tiny_camera).transpose(2, 0, 1), picture_places(10, 4, 24, 32, tiny_camera), atol=1e-5
+    )
+
+
+def test_unknown_footage_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a footage folder"):
+        Footage(tmp_path, "train")
+
+
+def test_texture_starts_with_the_filmed_colours(footage):
+    colours = average_colours(Footage(footage, "train"), (16, 32))
+    assert colours.shape == (3, 16, 32) and np.abs(colours).max() <= 1
+    assert colours.std() > 0.05
+
+
+def test_training_resumes_and_packages(footage, small_recipes, tmp_path):
+    for kind in ("body", "face"):
+        (tmp_path / kind).mkdir()
+        trainer = train.Trainer(footage, kind, tmp_path / kind)
+        first = trainer.loss(trainer.batch(whole=True))[0].item()
+        trainer.run(2.0)
+        assert np.isfinite(first) and trainer.step > 0
+    again = train.Trainer(footage, "body", tmp_path / "body")
+    assert again.step > 0 and again.elapsed == 2.0
+    for mine, theirs in zip(
+        again.average.parameters(), NativeNetworks.load(tmp_path / "body").parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine.half().float(), theirs)
+
+    facts = {"name": "Small", "licence": "CC0-1.0", "consent": "nobody is shown", "description": ""}
+    anchor = package(footage, tmp_path / "body", tmp_path / "face", tmp_path / "small", facts)
+    assert load_anchor(anchor.folder).has_face
+    data = Footage(footage, "train")
+    row = score(anchor, data, make_frames(anchor, data.vertices, "draft"))
+    assert row["PSNR"] > 10 and 0 < row["SSIM"] <= 1
+
+
+def test_metrics_know_what_is_better():
+    rng = np.random.default_rng(0)
+    truth = np.repeat(rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), 4, axis=0)
+    noisy = np.clip(truth + rng.normal(0, 8, truth.shape), 0, 255).astype(np.uint8)
+    assert psnr(truth, truth) == float("inf") and 28 < psnr(noisy, truth) < 32
+    assert ssim(truth, truth) == pytest.approx(1) and ssim(noisy, truth) < 0.999
+    assert motion_error(truth, truth) == shimmer(truth, truth) == 0 < shimmer(noisy, truth)
