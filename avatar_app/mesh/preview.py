@@ -101,13 +101,16 @@ def painted_marks(body) -> np.ndarray:
 def _shade(maps, focal, center, colours, kinds, fronts, marks, lights, backdrop, picture):
     height, width = picture.shape[:2]
     samples = maps.shape[0] // height
-    scale = np.float32(255 / (samples * samples))
+    every = samples * samples
     colour = np.empty(3, np.float32)
     total = np.empty(3, np.float32)
     for y in range(height):
         for x in range(width):
             total[:] = 0
-            for sample in range(samples * samples):
+            count = _samples_needed(maps, kinds, y * samples, x * samples, samples)
+            scale = np.float32(255 / count)
+            for n in range(count):
+                sample = n * (every - 1) // max(count - 1, 1)
                 v, u = y * samples + sample // samples, x * samples + sample % samples
                 pixel = maps[v, u]
                 part = int(pixel[8]) - 1
@@ -126,6 +129,17 @@ def _shade(maps, focal, center, colours, kinds, fronts, marks, lights, backdrop,
                     total[k] += colour[k]
             for k in range(3):
                 picture[y, x, k] = np.uint8(total[k] * scale + np.float32(0.5))
+
+
+@numba.njit(nogil=True, cache=True)
+def _samples_needed(maps, kinds, top, left, samples):
+    """How many samples of a pixel to shade: all where parts or depths meet, two on painted surfaces, else one."""
+    part, nearness = maps[top, left, 8], maps[top, left, 9]
+    for v in range(top, top + samples):
+        for u in range(left, left + samples):
+            if maps[v, u, 8] != part or part > 0 and abs(maps[v, u, 9] - nearness) > 0.005 * nearness:
+                return samples * samples
+    return 1 if part == 0 or kinds[int(part) - 1] == _PLAIN else 2
 
 
 @numba.njit(nogil=True, cache=True)
