@@ -175,6 +175,14 @@ def install_requirements(root: Path, files: list[Path]) -> None:
         (root / ".venv" / f"{files[count - 1].stem}.sha256").write_text(requirements_hash(files[:count]))
 
 
+def warm_up(root: Path) -> None:
+    """Has the code compiled that every render needs. It only saves time later: a failure shows in the log, no more."""
+    say("  compiling ...")
+    with open(root / ".venv" / "setup.log", "a", encoding="utf-8") as output:
+        command = [str(venv_python(root)), "-m", "avatar_app.warmup"]
+        subprocess.run(command, cwd=root, stdout=output, stderr=subprocess.STDOUT)
+
+
 def ensure_environment(root: Path, with_tests: bool = False) -> Path:
     """Makes the environment match the requirement files if it does not yet, and returns its interpreter."""
     files = [root / "requirements.txt"] + ([root / "requirements-dev.txt"] if with_tests else [])
@@ -189,6 +197,7 @@ def ensure_environment(root: Path, with_tests: bool = False) -> Path:
                 if not works:
                     create_venv(root)
                 install_requirements(root, files)
+                warm_up(root)
                 say(f"Set up in {time.monotonic() - started:.0f} s.")
     except OSError as error:
         raise SetupError(f"Setting up in {root} failed: {error}.") from error

@@ -73,7 +73,9 @@ def render(
     settings = settings or RenderSettings()
     if anchor is not None:
         settings = replace(settings, anchor=str(anchor))
-    out, device, clock = check_output(out), device or best_device(), Stopwatch()
+    out, clock = check_output(out), Stopwatch()
+    with clock("loading"):
+        device = device or best_device()
     if speech is not None and Path(speech).exists() and out.exists() and os.path.samefile(speech, out):
         raise InputError(f"The output {out.name!r} would replace the speech file.")
     report = progress or (lambda stage, done, total: None)
@@ -167,8 +169,9 @@ def presenter_frames(
     anchor: Anchor, parts: Iterable[Motion], options: Preset, seed: int, device: str, clock: Stopwatch
 ) -> Iterator[np.ndarray]:
     """Chunks of (n, height, width, 3) uint8 RGB pictures of the presenter; chunk sizes are the generator's choice."""
-    from avatar_app.diffusion.face import FaceEnhancer
-    from avatar_app.diffusion.generator import FrameGenerator
+    with clock("loading"):  # importing diffusers takes longer than reading the weights
+        from avatar_app.diffusion.face import FaceEnhancer
+        from avatar_app.diffusion.generator import FrameGenerator
 
     draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
