@@ -16,6 +16,8 @@ LAYERS = {"shirt": 0.005, "collar": 0.0105, "tie": 0.0085, "jacket": 0.0135, "la
 PAD = 0.006  # shoulder pad, metres
 BUTTON_Y = -0.36  # where the jacket closes, below the neck joint
 MASK_SIZE, MASK_SIDE = 2048, 0.84
+SLEEVE_INSIDE = 0.12  # metres of sleeve, from the wrist, that are modelled from within
+INSIDE_SPOT = (0.995, 0.745)  # unused place of the texture atlas
 LEG_JOINTS, TRUNK_JOINTS = [1, 2, 4, 5, 7, 8, 10, 11], [0, 3, 6, 9, 13, 14, 16, 17, 18, 19]
 
 _ALL = [[(-0.6, -0.9), (-0.6, 0.3), (0.6, 0.3), (0.6, -0.9)]]
@@ -149,13 +151,18 @@ class Outfit:
         return shell
 
     def shell_faces(self) -> tuple[np.ndarray, np.ndarray]:
-        """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas."""
+        """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas.
+
+        The ends of the sleeves have an inside too, which is seen past the wrist and takes its own dark spot."""
         points = self.rest[self.index]
         triangles = triangulate(self.local)
         centre = points[triangles].mean(1)
         triangles = triangles[np.any([self.covers(name, centre) for name in ("shirt", "collar", "jacket")], axis=0)]
         facing = points[triangles].mean(1)[:, 2] > self.split_depth
-        return triangles, clothes_chart(points[triangles], facing, float(self.neck[1]))
+        chart = clothes_chart(points[triangles], facing, float(self.neck[1]))
+        reach = np.abs(points[triangles].mean(1)[:, 0])
+        inside = triangles[reach > abs(float(self.joints[20][0])) - SLEEVE_INSIDE][:, ::-1]
+        return np.concatenate([triangles, inside]), np.concatenate([chart, np.full((len(inside), 3, 2), INSIDE_SPOT)])
 
 
 def clothes_chart(points: np.ndarray, front: np.ndarray, neck_y: float) -> np.ndarray:

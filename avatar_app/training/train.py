@@ -7,7 +7,7 @@ One stage, end to end: the encoder makes latents of the picture; the decoder lea
 predict the same latents from noise under the condition, mostly from pure noise, because that is where few-step sampling
 starts; what the decoder makes of its prediction is compared with the picture again.  Crops around head and hands first,
 whole pictures at the end, so that normalisation and attention see what they will see later.  Killed runs resume
-from OUT/state.pt. """
+from OUT/state.pt."""
 
 from __future__ import annotations
 
