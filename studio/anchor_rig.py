@@ -36,7 +36,7 @@ def anchor_body(rig: Rig, person: Person, outfit: Outfit, strands: np.ndarray) -
     skin = parts["skin"]
     parts["skin"] = skin[outfit.visible_skin(skin[..., 0])]
     faces, uv = outfit.shell_faces()
-    clothes = Shell("clothes", outfit.shell_rest(), rig.weights[outfit.index], faces, uv)
+    clothes = Shell("clothes", outfit.shell_rest(), np.tile(rig.weights[outfit.index], (2, 1)), faces, uv)
     body = with_resting_face(assemble_body(rig, person, parts, [clothes, cap]))
     face_uv = body.face_uv.copy()
     face_uv[body.part < len(PARTS), :, 0] *= 0.5

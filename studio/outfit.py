@@ -16,7 +16,7 @@ LAYERS = {"shirt": 0.005, "collar": 0.0105, "tie": 0.0085, "jacket": 0.0135, "la
 PAD = 0.006  # shoulder pad, metres
 BUTTON_Y = -0.36  # where the jacket closes, below the neck joint
 MASK_SIZE, MASK_SIDE = 2048, 0.84
-SLEEVE_INSIDE = 0.12  # metres of sleeve, from the wrist, that are modelled from within
+SLEEVE_INSIDE = 0.30  # metres of sleeve, from the wrist, that are modelled from within
 INSIDE_SPOT = (0.995, 0.745)  # unused place of the texture atlas
 LEG_JOINTS, TRUNK_JOINTS = [1, 2, 4, 5, 7, 8, 10, 11], [0, 3, 6, 9, 13, 14, 16, 17, 18, 19]
 
@@ -142,13 +142,14 @@ class Outfit:
         return ~(legs | (trunk & low))
 
     def shell_rest(self) -> np.ndarray:
-        """The merged shell's rest vertices (n, 3): each point as far out as its outermost layer."""
+        """The merged shell's rest vertices (2n, 3), each as far out as its outermost layer, and once more for the
+        inside, which has normals of its own."""
         points = self.rest[self.index]
         shell = self.layer_shape("shirt")(points)
         for name in ("tie", "collar", "jacket", "lapel"):
             inside = self.covers(name, points)
             shell[inside] = self.layer_shape(name)(points)[inside]
-        return shell
+        return np.concatenate([shell, shell])
 
     def shell_faces(self) -> tuple[np.ndarray, np.ndarray]:
         """Triangles (F, 3) into the shell's vertices and their texture coordinates (F, 3, 2) in the atlas.
@@ -161,7 +162,7 @@ class Outfit:
         facing = points[triangles].mean(1)[:, 2] > self.split_depth
         chart = clothes_chart(points[triangles], facing, float(self.neck[1]))
         reach = np.abs(points[triangles].mean(1)[:, 0])
-        inside = triangles[reach > abs(float(self.joints[20][0])) - SLEEVE_INSIDE][:, ::-1]
+        inside = triangles[reach > abs(float(self.joints[20][0])) - SLEEVE_INSIDE][:, ::-1] + len(points)
         return np.concatenate([triangles, inside]), np.concatenate([chart, np.full((len(inside), 3, 2), INSIDE_SPOT)])
 
 
