@@ -1,5 +1,8 @@
 """The mesh preview: a lit, anti-aliased picture of the posed body, without any model."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numba
 import numpy as np
 
@@ -15,6 +18,7 @@ _COLOURS = {  # linear albedo, by a word in the part's name; the first match cou
     "eye": (0.74, 0.72, 0.70),
     "teeth": (0.74, 0.70, 0.62),
     "tongue": (0.42, 0.13, 0.12),
+    "clothes": (0.05, 0.06, 0.10),
     "mouth": (0.22, 0.05, 0.05),
     "lips": (0.55, 0.28, 0.23),
     "skin": (0.60, 0.37, 0.28),
@@ -44,14 +48,20 @@ def render_preview(body, vertices: np.ndarray, camera: Camera, background=BACKGR
     Parts are coloured by their names, a body without garments wears a painted leotard; `background` is a pair of sRGB
     colours (top, bottom) in 0..1."""
     fine = camera.scaled(OVERSAMPLING)
-    maps = np.zeros((fine.height, fine.width, CHANNELS), np.float32)
     colours, kinds, fronts, marks = part_colours(body.part_names), *part_kinds(body), painted_marks(body)
     backdrop = np.linspace(*np.asarray(background, np.float32), camera.height, dtype=np.float32)
     pictures = np.empty((len(vertices), camera.height, camera.width, 3), np.uint8)
-    for frame, picture in zip(vertices, pictures, strict=True):
-        maps[..., PART] = 0  # the part decides what is background; stale numbers elsewhere are never looked at
-        draw_conditions(body, frame, fine, maps)
-        _shade(maps, fine.focal, fine.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, picture)
+
+    def draw(frames: range) -> None:
+        maps = np.zeros((fine.height, fine.width, CHANNELS), np.float32)
+        for n in frames:
+            maps[..., PART] = 0  # the part decides what is background; stale numbers elsewhere are never looked at
+            draw_conditions(body, vertices[n], fine, maps)
+            _shade(maps, fine.focal, fine.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, pictures[n])
+
+    workers = min(os.cpu_count() or 1, len(vertices), 8)
+    with ThreadPoolExecutor(max(workers, 1)) as pool:  # the kernels release the interpreter's lock
+        list(pool.map(draw, [range(first, len(vertices), workers) for first in range(workers)]))
     return pictures
 
 
