@@ -41,6 +41,7 @@ def package(footage_folder: Path, body: Path, face: Path | None, out: Path, fact
         "height": footage.size,
         "camera": camera,
         "static_background": plate.exists(),
+        "cross_frame_attention": True,
         "presets": PRESETS,
         "extra": {"body": json.loads((body / "training.json").read_text())},
         **facts,
