@@ -142,7 +142,12 @@ def test_stopping_leaves_nothing(tmp_path, number, code):
     speech = write_speech(tmp_path / "long.wav", 20)
     command = [sys.executable, "-c", "import sys; from avatar_app.cli import main; sys.exit(main(sys.argv[1:]))"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([*command, "render", str(speech), "--anchor", "tiny"], cwd=tmp_path, env=environment)
+    process = subprocess.Popen(
+        [*command, "render", str(speech), "--anchor", "tiny"],
+        cwd=tmp_path,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs start with it ignored
+    )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("*.part")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
