@@ -180,7 +180,8 @@ def warm_up(root: Path) -> None:
     say("  compiling ...")
     with open(root / ".venv" / "setup.log", "a", encoding="utf-8") as output:
         command = [str(venv_python(root)), "-m", "avatar_app.warmup"]
-        subprocess.run(command, cwd=root, stdout=output, stderr=subprocess.STDOUT)
+        keep = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run(command, cwd=root, env=keep, stdout=output, stderr=subprocess.STDOUT)
 
 
 def ensure_environment(root: Path, with_tests: bool = False) -> Path:

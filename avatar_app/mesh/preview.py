@@ -1,8 +1,5 @@
 """The mesh preview: a lit, anti-aliased picture of the posed body, without any model."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 
@@ -51,17 +48,11 @@ def render_preview(body, vertices: np.ndarray, camera: Camera, background=BACKGR
     colours, kinds, fronts, marks = part_colours(body.part_names), *part_kinds(body), painted_marks(body)
     backdrop = np.linspace(*np.asarray(background, np.float32), camera.height, dtype=np.float32)
     pictures = np.empty((len(vertices), camera.height, camera.width, 3), np.uint8)
-
-    def draw(frames: range) -> None:
-        maps = np.zeros((fine.height, fine.width, CHANNELS), np.float32)
-        for n in frames:
-            maps[..., PART] = 0  # the part decides what is background; stale numbers elsewhere are never looked at
-            draw_conditions(body, vertices[n], fine, maps)
-            _shade(maps, fine.focal, fine.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, pictures[n])
-
-    workers = min(os.cpu_count() or 1, len(vertices), 8)
-    with ThreadPoolExecutor(max(workers, 1)) as pool:  # the kernels release the interpreter's lock
-        list(pool.map(draw, [range(first, len(vertices), workers) for first in range(workers)]))
+    maps = np.zeros((fine.height, fine.width, CHANNELS), np.float32)
+    for frame, picture in zip(vertices, pictures, strict=True):
+        maps[..., PART] = 0  # the part decides what is background; stale numbers elsewhere are never looked at
+        draw_conditions(body, frame, fine, maps)
+        _shade(maps, fine.focal, fine.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, picture)
     return pictures
 
 
