@@ -6,7 +6,6 @@ import numpy as np
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import CHANNELS, PART, draw_conditions
 
-OVERSAMPLING = 2
 BACKGROUND = ((0.93, 0.94, 0.955), (0.74, 0.77, 0.81))  # top and bottom, sRGB 0..1
 _COLOURS = {  # linear albedo, by a word in the part's name; the first match counts
     "lash": (0.03, 0.02, 0.02),
@@ -40,19 +39,19 @@ _AMBIENT = 0.20
 
 
 def render_preview(body, vertices: np.ndarray, camera: Camera, background=BACKGROUND) -> np.ndarray:
-    """Posed vertices (N, V, 3) m -> uint8 RGB pictures (N, height, width, 3), 2 x 2 samples a pixel.
+    """Posed vertices (N, V, 3) m -> uint8 RGB pictures (N, height, width, 3), outlines smoothed.
 
     Parts are coloured by their names, a body without garments wears a painted leotard; `background` is a pair of sRGB
     colours (top, bottom) in 0..1."""
-    fine = camera.scaled(OVERSAMPLING)
     colours, kinds, fronts, marks = part_colours(body.part_names), *part_kinds(body), painted_marks(body)
     backdrop = np.linspace(*np.asarray(background, np.float32), camera.height, dtype=np.float32)
     pictures = np.empty((len(vertices), camera.height, camera.width, 3), np.uint8)
-    maps = np.zeros((fine.height, fine.width, CHANNELS), np.float32)
+    maps = np.zeros((camera.height, camera.width, CHANNELS), np.float32)
     for frame, picture in zip(vertices, pictures, strict=True):
         maps[..., PART] = 0  # the part decides what is background; stale numbers elsewhere are never looked at
-        draw_conditions(body, frame, fine, maps)
-        _shade(maps, fine.focal, fine.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, picture)
+        draw_conditions(body, frame, camera, maps)
+        _shade(maps, camera.focal, camera.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, picture)
+        _smooth_outlines(maps, picture.copy(), picture)
     return pictures
 
 
@@ -99,48 +98,44 @@ def painted_marks(body) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def _shade(maps, focal, center, colours, kinds, fronts, marks, lights, backdrop, picture):
+def _smooth_outlines(maps, sharp, picture):
+    """Where parts or depths meet, mix a pixel with its four neighbours: a cheap stand-in for more samples."""
     height, width = picture.shape[:2]
-    samples = maps.shape[0] // height
-    every = samples * samples
-    colour = np.empty(3, np.float32)
-    total = np.empty(3, np.float32)
-    for y in range(height):
-        for x in range(width):
-            total[:] = 0
-            count = _samples_needed(maps, kinds, y * samples, x * samples, samples)
-            scale = np.float32(255 / count)
-            for n in range(count):
-                sample = n * (every - 1) // max(count - 1, 1)
-                v, u = y * samples + sample // samples, x * samples + sample % samples
-                pixel = maps[v, u]
-                part = int(pixel[8]) - 1
-                if part < 0:
-                    for k in range(3):
-                        total[k] += backdrop[y, k]
-                    continue
+    for y in range(1, height - 1):
+        for x in range(1, width - 1):
+            part, nearness = maps[y, x, 8], maps[y, x, 9]
+            outline = False
+            for v, u in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                other = maps[v, u, 8]
+                if other != part or part > 0 and abs(maps[v, u, 9] - nearness) > 0.01 * nearness:
+                    outline = True
+            if outline:
                 for k in range(3):
-                    colour[k] = colours[part, k]
-                if kinds[part] == _INNER and _in_narrow_gap(maps, kinds, v, u, focal):
-                    pixel[5] -= np.float32(1)  # deep, hence dark: closed lips show no teeth
-                gloss = _paint(pixel, kinds[part], fronts[part], marks, colour)
-                ray_x, ray_y = np.float32((u + 0.5 - center[0]) / focal), np.float32((v + 0.5 - center[1]) / focal)
-                _light(pixel, ray_x, ray_y, gloss, lights, colour)
-                for k in range(3):
-                    total[k] += colour[k]
-            for k in range(3):
-                picture[y, x, k] = np.uint8(total[k] * scale + np.float32(0.5))
+                    around = int(sharp[y - 1, x, k]) + sharp[y + 1, x, k] + sharp[y, x - 1, k] + sharp[y, x + 1, k]
+                    picture[y, x, k] = (4 * int(sharp[y, x, k]) + around + 4) // 8
 
 
 @numba.njit(nogil=True, cache=True)
-def _samples_needed(maps, kinds, top, left, samples):
-    """How many samples of a pixel to shade: all where parts or depths meet, two on painted surfaces, else one."""
-    part, nearness = maps[top, left, 8], maps[top, left, 9]
-    for v in range(top, top + samples):
-        for u in range(left, left + samples):
-            if maps[v, u, 8] != part or part > 0 and abs(maps[v, u, 9] - nearness) > 0.005 * nearness:
-                return samples * samples
-    return 1 if part == 0 or kinds[int(part) - 1] == _PLAIN else 2
+def _shade(maps, focal, center, colours, kinds, fronts, marks, lights, backdrop, picture):
+    height, width = picture.shape[:2]
+    colour = np.empty(3, np.float32)
+    for y in range(height):
+        for x in range(width):
+            pixel = maps[y, x]
+            part = int(pixel[8]) - 1
+            if part < 0:
+                for k in range(3):
+                    picture[y, x, k] = np.uint8(255 * backdrop[y, k] + np.float32(0.5))
+                continue
+            for k in range(3):
+                colour[k] = colours[part, k]
+            if kinds[part] == _INNER and _in_narrow_gap(maps, kinds, y, x, focal):
+                pixel[5] -= np.float32(1)  # deep, hence dark: closed lips show no teeth
+            gloss = _paint(pixel, kinds[part], fronts[part], marks, colour)
+            ray_x, ray_y = np.float32((x + 0.5 - center[0]) / focal), np.float32((y + 0.5 - center[1]) / focal)
+            _light(pixel, ray_x, ray_y, gloss, lights, colour)
+            for k in range(3):
+                picture[y, x, k] = np.uint8(255 * colour[k] + np.float32(0.5))
 
 
 @numba.njit(nogil=True, cache=True)
