@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 REFERENCE_CORES = 2
-REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.15, "standard": 0.5, "best": 0.8}  # a frame, 512x512, 2 cores
+REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # a frame, 512x512, 2 cores
 FIXED_SECONDS = 8.0  # start, speech, motion and loading
 START_STAGES = ("speech", "anchor", "motion", "loading")
 
