@@ -9,7 +9,9 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -103,53 +105,84 @@ def _local_file(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{_shown(path)!r} is not a file path.") from None
 
 
+def decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """The first audio track as it lies in the file -> ((C, N) float32, its own rate in Hz). Raises InputError."""
+    with stream(path) as (blocks, rate):
+        return np.concatenate(list(blocks), axis=1), rate
+
+
+@contextmanager
+def stream(path: str | os.PathLike[str]) -> Iterator[tuple[Iterator[np.ndarray], int]]:
+    """The same without holding it: gives (an iterator of (C, n) float32 blocks, the rate in Hz)."""
+    with _ffmpeg_stream(_local_file(path)) as opened:
+        yield opened
+
+
 def _decode(file: Path) -> tuple[np.ndarray, float]:
-    """Stream the file through ffmpeg -> (mono 16 kHz samples, duration in s of the original stream)."""
+    """(Mono 16 kHz samples, duration in s of the original stream)."""
+    counted = 0
+
+    def mono() -> Iterator[np.ndarray]:
+        nonlocal counted
+        for block in blocks:
+            counted += block.shape[1]
+            yield block[0]
+
+    with _ffmpeg_stream(file, ac=1) as (blocks, rate):
+        samples = _to_16k(mono(), rate)
+    return _tame(samples), counted / rate
+
+
+@contextmanager
+def _ffmpeg_stream(file: Path, **options: object) -> Iterator[tuple[Iterator[np.ndarray], int]]:
+    """Run the file through ffmpeg; its complaints become an InputError at the start or at the end of the block."""
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(_decode_command(file), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
-        counted = [0]
+        command = _decode_command(file, options)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         try:
-            rate = _au_sample_rate(process.stdout)
-            mono = _to_16k(_blocks(process.stdout, counted), rate) if rate else np.zeros(0, np.float32)
+            rate, channels = _au_format(process.stdout)
+            blocks = _blocks(process.stdout, channels)
+            first = next(blocks, None) if rate else None
+            if first is not None:
+                yield chain([first], blocks), rate
         finally:
             process.stdout.close()
             status = process.wait()
         log.seek(0)
         said = log.read().decode("utf-8", "replace")
     _refuse_playlists(file, said)
-    if not rate or not counted[0]:
+    if first is None:
         raise InputError(_why_undecodable(file, said, status))
-    return _tame(mono), counted[0] / rate
 
 
-def _decode_command(file: Path) -> list[str]:
+def _decode_command(file: Path, options: dict[str, object]) -> list[str]:
     import ffmpeg
 
     source = ffmpeg.input("file", protocol_whitelist="file", vn=None, sn=None, dn=None)
-    sink = source.output("pipe:1", map="0:a:0", ac=1, acodec="pcm_f32be", format="au")
+    sink = source.output("pipe:1", map="0:a:0", acodec="pcm_f32be", format="au", **options)
     command = sink.global_args("-nostdin", "-hide_banner", "-nostats").compile(cmd=ffmpeg_path())
     command[command.index("-i") + 1] = f"file:{file}"  # ffmpeg-python cannot hold a name that is not UTF-8
     return command
 
 
-def _au_sample_rate(stream: BinaryIO) -> int:
-    """Read the AU header (big-endian: magic, offset, size, encoding, rate, channels) -> Hz; 0 when there is none."""
-    head = stream.read(24)
+def _au_format(pipe: BinaryIO) -> tuple[int, int]:
+    """Read the AU header (big-endian: magic, offset, size, encoding, rate, channels) -> Hz, channels; 0, 0 without."""
+    head = pipe.read(24)
     if len(head) < 24:
-        return 0
-    magic, offset, _, _, rate, _ = struct.unpack(">4s5I", head)
+        return 0, 0
+    magic, offset, _, _, rate, channels = struct.unpack(">4s5I", head)
     if magic != b".snd":
-        return 0
-    stream.read(offset - 24)
-    return rate
+        return 0, 0
+    pipe.read(offset - 24)
+    return rate, channels
 
 
-def _blocks(stream: BinaryIO, counted: list[int]) -> Iterator[np.ndarray]:
-    """Raw big-endian float32 -> native float32 blocks; counted[0] grows by the samples read."""
-    while raw := stream.read(4 * BLOCK):
-        block = np.frombuffer(raw[: len(raw) // 4 * 4], dtype=">f4").astype(np.float32)
-        counted[0] += len(block)
-        yield np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0)
+def _blocks(pipe: BinaryIO, channels: int) -> Iterator[np.ndarray]:
+    """Raw big-endian float32, channels interleaved -> native (C, n) float32 blocks."""
+    size = 4 * channels
+    while raw := pipe.read(BLOCK // channels * size):
+        block = np.frombuffer(raw[: len(raw) // size * size], dtype=">f4").astype(np.float32)
+        yield np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0).reshape(-1, channels).T
 
 
 def _to_16k(blocks: Iterator[np.ndarray], rate: int) -> np.ndarray:
