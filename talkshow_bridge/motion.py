@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -13,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from talkshow_bridge import rotations
-from talkshow_bridge.errors import InputError
+from talkshow_bridge.arrays import read_npz
+from talkshow_bridge.errors import InputError, shown
 
 # fmt: off
 ARKIT_52: tuple[str, ...] = (
@@ -42,6 +42,8 @@ ROTATION_SHAPES = {
     "right_hand": (15, 3),
 }
 FORMAT_VERSION = 1
+MAX_BETAS = 400
+FPS_RANGE = (1.0, 1000.0)  # of motions read from files
 _HALF_TURN = np.diag([1.0, -1.0, -1.0])  # TalkSHOW's camera frame: y down, z away
 
 
@@ -78,13 +80,16 @@ class Motion:
         count = len(self.jaw)
         shapes = {**ROTATION_SHAPES, "transl": (3,), "expression": (EXPRESSION_SIZES[self.expression_space],)}
         for name, shape in shapes.items():
-            value = np.ascontiguousarray(getattr(self, name), dtype=np.float32)
+            value = _numbers(getattr(self, name), name)
             if value.shape != (count, *shape):
                 raise InputError(f"Motion array '{name}' has shape {value.shape}, expected {(count, *shape)}.")
             if not np.isfinite(value).all():
                 raise InputError(f"Motion array '{name}' holds numbers that are not finite.")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "betas", np.ascontiguousarray(self.betas, dtype=np.float32).reshape(-1))
+        betas = _numbers(self.betas, "betas").reshape(-1)
+        if len(betas) > MAX_BETAS or not np.isfinite(betas).all():
+            raise InputError(f"Shape numbers (betas) are at most {MAX_BETAS} finite numbers.")
+        object.__setattr__(self, "betas", betas)
 
     @classmethod
     def rest(cls, count: int, fps: float = 30.0, expression_space: str = "arkit52") -> Motion:
@@ -156,18 +161,21 @@ class Motion:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Motion:
         """Read what `save` wrote; nothing is ever unpickled. Raises InputError for anything else."""
-        name = Path(path).name
+        name = shown(Path(path))
+        arrays = read_npz(path, ("header", *_frame_arrays(), "betas"))
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                header = json.loads(str(stored["header"]))
-                arrays = {key: stored[key] for key in (*_frame_arrays(), "betas")}
-        except FileNotFoundError:
-            raise InputError(f"There is no motion file '{name}'.") from None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            header = json.loads(str(arrays.pop("header")))
+            if header["version"] != FORMAT_VERSION:
+                raise InputError(f"'{name}' is a motion file of an unknown version.")
+            fps, meta = file_fps(header["fps"], name), dict(header["meta"])
+            motion = cls(fps, expression_space=header["expression_space"], meta=meta, **arrays)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise InputError(f"'{name}' is not a motion file of this project (.npz).") from None
-        if not isinstance(header, dict) or header.get("version") != FORMAT_VERSION:
-            raise InputError(f"'{name}' is a motion file of an unknown version.")
-        return cls(float(header["fps"]), expression_space=header["expression_space"], meta=header["meta"], **arrays)
+        if not len(motion):
+            raise InputError(f"The motion '{name}' has no frames.")
+        return motion
 
     def to_talkshow(self) -> np.ndarray:
         """(N, 265) float32 in TalkSHOW's order: jaw, eyes, root, body, hands, expression; its y-down root frame.
@@ -199,20 +207,28 @@ class Motion:
             transl=np.zeros((count, 3), np.float32), expression_space=expression_space, meta={"generator": "talkshow"},
         )  # fmt: skip
 
-    def save_amass(self, path: str | os.PathLike[str]) -> None:
-        """Write an AMASS-style npz for other tools: poses (N, 165) in smplx order, trans, betas, expression."""
-        order = (self.global_orient, self.body, self.jaw, self.leye, self.reye, self.left_hand, self.right_hand)
-        poses = np.concatenate([a.reshape(len(self), -1) for a in order], axis=1)
-        with open(path, "wb") as stream:
-            np.savez_compressed(
-                stream, poses=poses, trans=self.transl, betas=self.betas, expression=self.expression,
-                mocap_frame_rate=np.float64(self.fps), gender=np.array("neutral"), surface_model_type=np.array("smplx"),
-            )  # fmt: skip
+
+def file_fps(value: object, name: str) -> float:
+    """A frame rate read from the file `name`, checked."""
+    fps = float(value)
+    low, high = FPS_RANGE
+    if not low <= fps <= high:
+        raise InputError(f"'{name}' says {fps:g} frames per second; {low:g} to {high:g} make sense.")
+    return fps
 
 
 def _frame_arrays() -> list[str]:
     """Names of the fields that hold one row per frame."""
     return [f.name for f in fields(Motion) if f.name in ROTATION_SHAPES or f.name in ("expression", "transl")]
+
+
+def _numbers(value: object, name: str) -> np.ndarray:
+    """Contiguous float32 of an array of numbers; what is too large becomes infinite and is refused as such."""
+    value = np.asarray(value)
+    if value.dtype.kind not in "fiub":
+        raise InputError(f"Motion array '{name}' holds {value.dtype}, not numbers.")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(value, dtype=np.float32)
 
 
 def _lerp(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -107,15 +107,6 @@ def test_talkshow_root_stands_upright():
     assert up[1] > 0.99
 
 
-def test_amass_order(tmp_path):
-    motion = random_motion()
-    motion.save_amass(tmp_path / "a.npz")
-    with np.load(tmp_path / "a.npz") as stored:
-        assert stored["poses"].shape == (12, 165)
-        assert np.array_equal(stored["poses"][:, 66:69], motion.jaw)
-        assert np.array_equal(stored["poses"][:, 120:], motion.right_hand.reshape(12, 45))
-
-
 def test_rotation_conversions_agree():
     rng = np.random.default_rng(0)
     turns = rng.normal(size=(500, 3))

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_app.mesh.body import LEFT_EYE, RIGHT_EYE, Body, Posed, check_expression_space, full_pose
+from avatar_app.mesh.body import LEFT_EYE, RIGHT_EYE, Body, Posed, check_expression_space
 from avatar_app.mesh.skinning import joint_transforms
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
+from talkshow_bridge.rig import full_pose
 from talkshow_bridge.rotations import matrix
 
 OPEN_FILE, LICENSED_FILE = "SMPLX_OPEN.npz", "SMPLX_NEUTRAL_2020.npz"

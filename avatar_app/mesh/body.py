@@ -14,6 +14,7 @@ import numpy as np
 from avatar_app.mesh.skinning import joint_transforms, skin
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import ARKIT_52, Motion
+from talkshow_bridge.rig import full_pose
 from talkshow_bridge.rotations import matrix
 
 HEAD, JAW, LEFT_EYE, RIGHT_EYE = 15, 22, 23, 24  # SMPL-X joint numbers
@@ -210,13 +211,6 @@ class Body:
             jaw_direction=tensors["jaw_direction"],
             hand_mean=tensors["hand_mean"],
         )
-
-
-def full_pose(motion: Motion, hand_mean: np.ndarray) -> np.ndarray:
-    """(N, 55, 3) axis-angle of every SMPL-X joint; hand_mean (2, 15, 3) is added to the motion's hands."""
-    face = [motion.jaw[:, None], motion.leye[:, None], motion.reye[:, None]]
-    hands = [motion.left_hand + hand_mean[0], motion.right_hand + hand_mean[1]]
-    return np.concatenate([motion.global_orient[:, None], motion.body, *face, *hands], axis=1)
 
 
 def check_expression_space(body, motion: Motion) -> None:
