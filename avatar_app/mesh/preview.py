@@ -97,6 +97,27 @@ def painted_marks(body) -> np.ndarray:
     return np.array(marks, np.float32)
 
 
+def face_paint(body) -> tuple[dict[str, tuple[float, float, float]], np.ndarray]:
+    """The preview's colours for renderers that have none of their own, one to a triangle: materials {name: linear RGB}
+    and each triangle's number among them, (F,). Leotard, brows, irises and pupils get materials besides the parts."""
+    colours, (kinds, fronts), marks = part_colours(body.part_names), part_kinds(body), painted_marks(body)
+    materials = {name: tuple(colour) for name, colour in zip(body.part_names, colours, strict=True)}
+    materials |= {"leotard": _LEOTARD, "brows": _BROW, "iris": _IRIS_COLOUR, "pupil": (0.005, 0.004, 0.003)}
+    numbers, paint = {name: k for k, name in enumerate(materials)}, body.part.astype(int)
+    for face, (x, y, z) in enumerate(body.vertices[body.faces].mean(axis=1)):
+        part = body.part[face]
+        if kinds[part] == _SKIN and _under_leotard(x, y, z, marks):
+            paint[face] = numbers["leotard"]
+        elif kinds[part] == _SKIN and _brow(x, y, z, marks) > 0.3:
+            paint[face] = numbers["brows"]
+        elif kinds[part] == _EYE and fronts[part, 2] - z < _IRIS_DEPTH:
+            radius = np.hypot(x - fronts[part, 0], y - fronts[part, 1])
+            if radius < _IRIS:
+                paint[face] = numbers["pupil" if radius < _PUPIL else "iris"]
+    used, paint = np.unique(paint, return_inverse=True)
+    return {list(materials)[k]: list(materials.values())[k] for k in used}, paint
+
+
 @numba.njit(nogil=True, cache=True)
 def _smooth_outlines(maps, sharp, picture):
     """Where parts or depths meet, mix a pixel with its four neighbours: a cheap stand-in for more samples."""
