@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from talkshow_bridge.curves import add_bump, drift, key_curve, smooth
+from talkshow_bridge.planner import Style
 from talkshow_bridge.prosody import Prosody
 from talkshow_bridge.skeleton import index
 
@@ -32,16 +33,16 @@ class Presence:
 
 
 def hold_presence(
-    prosody: Prosody, times: np.ndarray, rate: float, nod: float, sway: float, rng: np.random.Generator
+    prosody: Prosody, times: np.ndarray, rate: float, style: Style, energy: float, rng: np.random.Generator
 ) -> Presence:
-    """Torso, head, eyes, lids and brows for the planning times; `nod` and `sway` scale head and torso."""
+    """Torso, head, eyes, lids and brows for uniform `times` at `rate` Hz."""
     count = len(times)
     pauses = _pauses(prosody, times[-1])
     breath = np.sin(
         2 * np.pi * np.cumsum(0.24 + 0.03 * drift(count, rate, 4.0, rng)[:, 0]) / rate + rng.uniform(0, 6.28)
     )
-    torso = sway * _torso(prosody, times, rate, rng)
-    head = _head(prosody, times, rate, nod, pauses, rng)
+    torso = style.sway * _torso(prosody, times, rate, rng)
+    head = _head(prosody, times, rate, style.nod * max(energy, 0.3) ** 0.5, pauses, rng)
     body = np.zeros((count, 21, 3))
     for joint, share in zip(SPINE, (0.4, 0.35, 0.25), strict=True):
         body[:, joint] = share * torso
@@ -55,7 +56,7 @@ def hold_presence(
     smile = 0.10 + 0.04 * drift(count, rate, 3.0, rng)[:, 0]
     for start, end in pauses:
         add_bump(smile, times, start + 1.0, 0.10, 0.8, max(0.1, end - start - 1.2), 0.6)
-    blink, brow = _blinks(prosody, times, rng), _brows(prosody, times, rng)
+    blink, brow = _blinks(prosody, times, style.blinks, rng), _brows(prosody, times, rng)
     return Presence(body, eyes, breath, blink, brow, np.clip(smile, 0, 0.3))
 
 
@@ -66,14 +67,22 @@ def _pauses(prosody: Prosody, duration: float) -> list[tuple[float, float]]:
 
 
 def _torso(prosody: Prosody, times: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
-    """(T, 3) rotation of the whole torso: slow drift and a new lean at some phrases."""
+    """(T, 3) rotation of the whole torso: slow drift, a new lean at some phrases and now and then in long pauses."""
     lean = 0.042 * drift(len(times), rate, 1.15, rng, 3) * [1.0, 1.0, 0.55]
     keys, values = [-1.0], [np.zeros(3)]
-    for start, _ in prosody.phrases:
-        if rng.random() < 0.5 and start - 0.2 > keys[-1]:
+    for start in _shifts(prosody, times[-1], rng):
+        if start - 0.2 > keys[-1]:
             keys += [start - 0.2, start + rng.uniform(0.6, 1.2)]
-            values += [values[-1], rng.normal(0, [0.03, 0.045, 0.014])]
+            values += [values[-1], rng.normal(0, [0.03, 0.045, 0.018])]
     return lean + np.clip(key_curve(times, *_rising(keys, values)), -0.08, 0.08)
+
+
+def _shifts(prosody: Prosody, duration: float, rng: np.random.Generator) -> np.ndarray:
+    """Times (s, rising) at which posture changes: half of the phrase starts, and every 5 to 10 s of silence."""
+    shifts = [start for start, _ in prosody.phrases if rng.random() < 0.5]
+    for start, end in _pauses(prosody, duration):
+        shifts += list(np.arange(start + rng.uniform(3, 6), end - 1, rng.uniform(5, 10)))
+    return np.sort(shifts)
 
 
 def _head(
@@ -122,9 +131,9 @@ def _gaze(prosody: Prosody, times: np.ndarray, rate: float, rng: np.random.Gener
     return gaze
 
 
-def _blinks(prosody: Prosody, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(T,) lid closure: log-normal intervals of 2 to 6 s, drawn towards the ends of phrases."""
-    blink = np.zeros(len(times))
+def _blinks(prosody: Prosody, times: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
+    """(T,) lid closure: `rate` a minute at log-normal intervals, drawn towards the ends of phrases."""
+    blink, usual = np.zeros(len(times)), 60 / rate
     moment = rng.uniform(0.6, 2.5)
     while moment < times[-1]:
         ends = prosody.phrases[:, 1]
@@ -132,7 +141,7 @@ def _blinks(prosody: Prosody, times: np.ndarray, rng: np.random.Generator) -> np
         if len(near) and rng.random() < 0.6:
             moment = float(near[0]) + 0.05
         add_bump(blink, times, moment, 1.0, 0.085, 0.02, 0.17)
-        moment += float(np.clip(rng.lognormal(1.2, 0.45), 1.2, 8.0))
+        moment += float(np.clip(usual * rng.lognormal(-0.1, 0.45), 0.35 * usual, 2.2 * usual))
     return np.clip(blink, 0, 1)
 
 
