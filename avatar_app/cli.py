@@ -93,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("anchor", nargs="*", help="default: all")
     action.set_defaults(run=_anchors_verify)
 
+    motion = commands.add_parser("motion", help="motion models and files")
+    actions = motion.add_subparsers(metavar="action", required=True, parser_class=_Parser)
+    action = actions.add_parser("import", help="convert the official TalkSHOW weights once, for quick and safe loading")
+    action.add_argument("source", help="folder with the three .pth files, at any depth")
+    action.add_argument("--out", metavar="DIR", help="new folder, default: talkshow beside the anchors")
+    action.set_defaults(run=_motion_import)
+
     bench = commands.add_parser("bench", help="times, shares and memory on this machine")
     bench.add_argument("--anchor")
     bench.add_argument("--seconds", type=float, default=10.0, help="length of the speech, default 10")
@@ -182,6 +189,13 @@ def _anchors_verify(options: argparse.Namespace) -> None:
     for name in options.anchor or [anchor.id for anchor in list_anchors()]:
         anchor = load_anchor(name)
         print(f"{anchor.id}: {len(anchor.manifest.files)} files are sound")
+
+
+def _motion_import(options: argparse.Namespace) -> None:
+    from avatar_app.anchors import anchor_folders
+    from talkshow_bridge.checkpoints import convert
+
+    print(f"Wrote {convert(options.source, options.out or anchor_folders()[0].parent / 'talkshow')}")
 
 
 def _bench(options: argparse.Namespace) -> None:
