@@ -7,7 +7,6 @@ memory needed for an hour is that of a window plus the movement itself.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,14 +22,14 @@ from talkshow_bridge.vq_vae import FRAMES_PER_CODE, VQVAE
 WINDOW = 512  # codes computed at a time (68 s at 30 fps)
 ENCODER_REACH = 7  # codes: audio of the 7 groups of four frames after a code and of the 6 before it matters
 DECODER_REACH = 6  # codes on either side that a frame depends on
-PARTS = {"audio_encoder": MfccEncoder, "pixelcnn": GatedPixelCNN, "body_vq": VQVAE, "hand_vq": VQVAE}
+PARTS = {"encoder": MfccEncoder, "pixelcnn": GatedPixelCNN, "body_vq": VQVAE, "hand_vq": VQVAE}
 
 
 class GestureModel:
     """Four trained networks: the official ones, or small ones with a stroke plan in their VQ decoders."""
 
-    def __init__(self, audio_encoder: MfccEncoder, pixelcnn: GatedPixelCNN, body_vq: VQVAE, hand_vq: VQVAE) -> None:
-        self.audio_encoder, self.pixelcnn, self.body_vq, self.hand_vq = audio_encoder, pixelcnn, body_vq, hand_vq
+    def __init__(self, encoder: MfccEncoder, pixelcnn: GatedPixelCNN, body_vq: VQVAE, hand_vq: VQVAE) -> None:
+        self.encoder, self.pixelcnn, self.body_vq, self.hand_vq = encoder, pixelcnn, body_vq, hand_vq
         self.sampler = IncrementalSampler(pixelcnn)
 
     @property
@@ -90,15 +89,19 @@ class GestureModel:
         for first, last, low, high in _windows(count, window, ENCODER_REACH):
             end = len(features) if high == count else high * FRAMES_PER_CODE  # the last 0..3 frames are heard too
             heard = torch.from_numpy(features[low * FRAMES_PER_CODE : end]).to(self.device)
-            yield self.audio_encoder(heard.T[None])[:, :, first - low : last - low]
+            yield self.encoder(heard.T[None])[:, :, first - low : last - low]
+
+    def to(self, device: str | torch.device) -> GestureModel:
+        """The same model on another device."""
+        return GestureModel(*(getattr(self, part).to(device) for part in PARTS))
 
     @classmethod
-    def from_state(cls, states: Mapping[str, Mapping[str, Tensor]], device: str = "cpu") -> GestureModel:
-        """From the state dicts of "audio_encoder", "pixelcnn", "body_vq" and "hand_vq", their sizes read from them.
+    def from_state(cls, states: Mapping[str, Mapping[str, Tensor]]) -> GestureModel:
+        """From the state dicts of "encoder", "pixelcnn", "body_vq" and "hand_vq", their sizes read from them.
 
-        Official keys go through `our_names` first. Raises KeyError or RuntimeError when tensors are missing or misfit.
+        Raises KeyError or RuntimeError when tensors are missing or do not fit.
         """
-        return cls(**{part: kind.from_state_dict(states[part]).to(device) for part, kind in PARTS.items()})
+        return cls(**{part: kind.from_state_dict(states[part]) for part, kind in PARTS.items()})
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write all weights to one safetensors file: matrices as float16, vectors as float32."""
@@ -126,21 +129,11 @@ class GestureModel:
             for name, value in load_file(file).items():
                 part, key = name.split(".", 1)
                 states[part][key] = value.float()
-            return cls.from_state(states, device)
+            return cls.from_state(states).to(device)
         except FileNotFoundError:
             raise InputError(f"The gesture weights '{file}' are missing.") from None
         except (OSError, KeyError, IndexError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"The gesture weights '{file}' cannot be read ({error}).") from None
-
-
-def our_names(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of a TalkSHOW network (VQ-VAE, MFCC encoder or PixelCNN) under the names used here."""
-    named = {}
-    for key, value in official.items():
-        if ".ema_" not in key and not key.endswith("num_batches_tracked"):
-            key = re.sub(r"(^|\.)_", r"\1", key.removeprefix("module."))
-            named[key.replace("vq_layer.embeddings", "codebook")] = value
-    return named
 
 
 def _windows(count: int, size: int, reach: int) -> Iterator[tuple[int, int, int, int]]:

@@ -112,7 +112,7 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) 
     if top_p >= 1.0:
         return chances
     ordered, order = chances.sort(dim=-1, descending=True)
-    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered > top_p, 0.0)
     kept = torch.zeros_like(chances).scatter_(-1, order, ordered)
     return kept / kept.sum(-1, keepdim=True)
 
