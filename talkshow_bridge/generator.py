@@ -15,6 +15,7 @@ from talkshow_bridge.gestures import Gestures, Style, synthesize
 from talkshow_bridge.lip_net import LipNet
 from talkshow_bridge.lips import mouth
 from talkshow_bridge.motion import ARKIT_52, Motion
+from talkshow_bridge.presence import Presence
 from talkshow_bridge.prosody import analyse
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "motion"
@@ -50,7 +51,7 @@ class MotionGenerator:
         mels = log_mel(speech.samples)
         gestures = synthesize(analyse(speech.samples, mels), count, fps, seed, style, energy)
         jaw, expression = mouth(self.lips.run(mels), count, fps)
-        _add_upper_face(expression, gestures)
+        add_upper_face(expression, gestures)
         meta = {
             "generator": "avatar_app procedural gestures, lip net", "seed": seed, "energy": energy,
             "style": style if isinstance(style, str) else asdict(style),
@@ -63,7 +64,7 @@ class MotionGenerator:
         )  # fmt: skip
 
 
-def _add_upper_face(expression: np.ndarray, gestures: Gestures) -> None:
+def add_upper_face(expression: np.ndarray, gestures: Gestures | Presence) -> None:
     """Blinks, brows and the slight smile, added in place to (N, 52) mouth weights."""
     smile = gestures.smile * (1 - 0.7 * expression[:, ARKIT_52.index("mouthFunnel")])
     tracks = {
