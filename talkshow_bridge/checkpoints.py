@@ -145,7 +145,7 @@ def _read_pth(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except _UNREADABLE as error:
-        if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error):
+        if "unsupported global" in str(error).lower():
             reason = "holds more than weights and could run code: it was not opened"
         else:
             reason = "is cut off, damaged or no file of weights"
