@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.signal import find_peaks, savgol_filter
+from scipy.signal import find_peaks
 
 from talkshow_bridge import rotations
 from talkshow_bridge.audio import SAMPLE_RATE, Speech, load_speech
 from talkshow_bridge.errors import InputError
+from talkshow_bridge.evaluation.gestures import WRISTS, stroke_z, torso_clearance
 from talkshow_bridge.features import channel_mean, log_mel
 from talkshow_bridge.generator import MotionGenerator
 from talkshow_bridge.gestures import STYLES, synthesize
@@ -20,8 +21,6 @@ from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, forward, 
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 NAMES = ("english", "spanish", "french")
-WRISTS = [JOINTS.index("left_wrist"), JOINTS.index("right_wrist")]
-SPINE3 = JOINTS.index("spine3")
 PELVIS, CHIN = REST_JOINTS[0, 1], 0.20  # m
 
 
@@ -174,25 +173,9 @@ def test_strokes_end_on_strong_syllables(speeches):
 
 
 def alignment(speech: Speech, style: str, seed: int) -> float:
-    """z-score of hand stroke ends against the strongest syllables, compared with circularly shifted speech."""
     prosody = analyse(speech.samples)
     body = synthesize(prosody, speech.frame_count(30), 30, seed, style).body
-    speed = np.linalg.norm(np.diff(joint_positions(body)[:, WRISTS], axis=0), axis=-1) * 30
-    speed = savgol_filter(speed, 5, 2, axis=0)
-    ends = []
-    for hand in speed.T:
-        stops = find_peaks(-hand)[0]
-        for peak in find_peaks(hand, height=0.2, prominence=0.1)[0]:
-            ends += list(stops[stops > peak][:1] / 30)
-    strong = prosody.nuclei[prosody.strength >= np.percentile(prosody.strength, 60)]
-    if len(ends) < 3:
-        return np.nan
-    shifts = np.linspace(0, speech.duration, 60, endpoint=False)
-    near = [
-        np.exp(-(np.abs(np.subtract.outer(ends, (strong + shift) % speech.duration)).min(axis=1) ** 2) / 0.0128).mean()
-        for shift in shifts
-    ]
-    return float((near[0] - np.mean(near[3:-3])) / np.std(near[3:-3]))
+    return stroke_z(joint_positions(body)[:, WRISTS], prosody)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -208,19 +191,7 @@ def test_hands_stay_in_their_space(speeches, style):
             assert np.abs(wrists[..., 0]).max() <= 0.38
             assert wrists[..., 1].min() > PELVIS + 0.12 and wrists[..., 1].max() < CHIN - 0.05
             assert not gestures.body[:, [0, 1, 3, 4, 6, 7, 9, 10]].any()  # hips, knees, ankles, feet
-            assert clearance(joints, world) > 1.0
-
-
-def clearance(joints: np.ndarray, world: np.ndarray) -> float:
-    """Least distance of the forearms from the torso's axis, where 1 is the surface of an ellipse round the torso."""
-    least = np.inf
-    for side in ("left", "right"):
-        elbow, wrist = (joints[:, JOINTS.index(f"{side}_{part}")] - joints[:, SPINE3] for part in ("elbow", "wrist"))
-        for share in np.linspace(0.15, 1, 6):
-            point = np.einsum("nji,nj->ni", world[:, SPINE3], elbow * (1 - share) + wrist * share)
-            ratio = np.hypot(point[:, 0] / 0.15, (point[:, 2] + REST_JOINTS[SPINE3, 2] - 0.04) / 0.105)
-            least = min(least, ratio.min())
-    return least
+            assert torso_clearance(joints, world).min() > 1.0
 
 
 def test_energy_scales_movement_and_zero_rests(speeches):

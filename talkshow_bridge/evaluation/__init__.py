@@ -1,0 +1,1 @@
+"""Measures of lips and gestures, and the table that shows them."""
