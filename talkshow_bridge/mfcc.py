@@ -38,7 +38,7 @@ def talkshow_mfcc(samples: np.ndarray, rate: int) -> np.ndarray:
 def mfcc_of_blocks(blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
     """The same for a stream of (C, n) blocks. The decibel floor hangs on the whole clip: rows come out at the end."""
     decibels = _log_mel(resample(blocks, rate))
-    decibels = np.maximum(decibels, decibels.max() - _DYNAMIC_RANGE)
+    np.maximum(decibels, decibels.max() - _DYNAMIC_RANGE, out=decibels)
     return decibels @ _cosines()
 
 

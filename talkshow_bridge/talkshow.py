@@ -98,7 +98,7 @@ class TalkShow:
         """
         speech = speech if isinstance(speech, Speech) else load_speech(speech)
         posture = posture or ("sit" if self.lips is None else "stand")
-        _check(fps, energy, posture)
+        _check(count, fps, energy, posture)
         speaker = self._speaker(style)
         sampling = {"seed": seed, "samples": count, "temperature": temperature, "top_p": top_p}
         if compat:
@@ -128,6 +128,8 @@ class TalkShow:
         if posture == "only_face":
             return np.repeat(_assemble(face, None, posture)[None], sampling.get("samples", 1), axis=0)
         tracks = self.gestures.run(_features(speech), speaker, **sampling)
+        if not tracks.shape[1]:
+            raise InputError("TalkSHOW's own frames need a little more speech: 0.14 s at least.")
         shown = np.minimum(np.arange(frames), tracks.shape[1] - 1)
         return np.stack([_assemble(face, _with_energy(track, energy)[shown], posture) for track in tracks])
 
@@ -187,7 +189,9 @@ class TalkShow:
         raise InputError(f"These weights know the styles {', '.join(self.styles)}, not '{style}'.")
 
 
-def _check(fps: float, energy: float, posture: str) -> None:
+def _check(count: int, fps: float, energy: float, posture: str) -> None:
+    if count < 1:
+        raise InputError(f"At least one take is needed, not {count}.")
     if not 1 <= fps <= 240:
         raise InputError(f"The frame rate goes from 1 to 240, not {fps}.")
     if not 0 <= energy <= 2:

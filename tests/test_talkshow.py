@@ -261,6 +261,13 @@ def test_impossible_wishes_are_refused(wish):
         TalkShow(Ramp(), Ramp()).generate(of_seconds(0.5), **wish)
 
 
+def test_the_shortest_speech(talkshow):
+    assert len(talkshow.generate(of_seconds(0.1))) == 3
+    assert len(talkshow.generate(of_seconds(0.14), compat=True)) == 4
+    with pytest.raises(InputError, match="more speech"):
+        talkshow.generate(of_seconds(0.1), compat=True)
+
+
 def test_compat_freezes_the_end_and_runs_ahead():
     model, speech = TalkShow(Ramp(), Ramp()), of_seconds(60)
     body = model.generate(speech, compat=True).body[:, 2, 0]
