@@ -9,9 +9,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from avatar_app import cli_motion
 from avatar_app.settings import PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
+
+if TYPE_CHECKING:
+    from talkshow_bridge.motion import Motion
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -73,9 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--settings", metavar="FILE.json", help="start from these settings or a video's side-car")
     render.add_argument("--device", help="torch device, default: the GPU when there is one")
     other = render.add_mutually_exclusive_group()
-    other.add_argument("--motion-only", metavar="MOTION.npz", help="write the motion and stop")
+    other.add_argument(
+        "--motion-only", metavar="MOTION", help=f"write the motion and stop: {', '.join(cli_motion.SUFFIXES)}"
+    )
     other.add_argument("--preview", metavar="MESH.mp4", help="a quick video of the moving mesh only")
-    render.add_argument("--motion", metavar="MOTION.npz", help="render this motion (speech is then optional)")
+    render.add_argument("--motion", metavar="MOTION", help="render this motion file (speech is then optional)")
+    render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
 
     anchors = commands.add_parser("anchors", help="list, import, export or verify presenters")
@@ -94,11 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     action.set_defaults(run=_anchors_verify)
 
     motion = commands.add_parser("motion", help="motion models and files")
-    actions = motion.add_subparsers(metavar="action", required=True, parser_class=_Parser)
-    action = actions.add_parser("import", help="convert the official TalkSHOW weights once, for quick and safe loading")
-    action.add_argument("source", help="folder with the three .pth files, at any depth")
-    action.add_argument("--out", metavar="DIR", help="new folder, default: talkshow beside the anchors")
-    action.set_defaults(run=_motion_import)
+    cli_motion.add_motion_commands(motion, _Parser)
 
     bench = commands.add_parser("bench", help="times, shares and memory on this machine")
     bench.add_argument("--anchor")
@@ -124,40 +128,60 @@ def _render(options: argparse.Namespace) -> None:
     names = ("anchor", "preset", "seed", "gesture_energy", "style", "steps", "guidance", "condition_scale")
     names += ("window", "overlap", "face", "crf")
     settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
-    if options.motion_only:
-        return _motion_only(options, settings)
+    if options.takes < 1:
+        raise InputError(f"At least one take is needed, not {options.takes}.")
+    if options.takes > 1 and options.motion:
+        raise InputError("A motion file is one take; `--takes` is for motion made from speech.")
+    for take in range(options.takes):
+        taken = replace(settings, seed=settings.seed + take)
+        suffix = f"-{take + 1}" if options.takes > 1 else ""
+        if options.motion_only:
+            _motion_only(options, taken, suffix)
+        else:
+            _video(options, taken, suffix)
 
+
+def _video(options: argparse.Namespace, settings: RenderSettings, suffix: str) -> None:
     from avatar_app.pipeline import render
-    from talkshow_bridge.motion import Motion
 
     result = render(
         options.speech,
-        out=options.preview or options.out or "out.mp4",
+        out=_numbered(options.preview or options.out or "out.mp4", suffix),
         settings=settings,
         progress=ProgressLine(),
-        motion=Motion.load(options.motion) if options.motion else None,
+        motion=_motion_file(options, settings) if options.motion else None,
         preview=bool(options.preview),
         device=options.device,
     )
     print(f"{result.path}  ({result.duration:.1f} s of video in {result.timings['total']:.1f} s)")
 
 
-def _motion_only(options: argparse.Namespace, settings: RenderSettings) -> None:
-    from avatar_app.pipeline import best_device, choose_anchor, make_motion
-    from avatar_app.video import check_output
+def _motion_file(options: argparse.Namespace, settings: RenderSettings) -> Motion:
+    from avatar_app.pipeline import choose_anchor
     from talkshow_bridge.audio import load_speech
 
-    out = check_output(options.motion_only, ".npz")
     speech = load_speech(options.speech) if options.speech else None
-    fps = choose_anchor(settings.anchor).manifest.fps
-    motion = make_motion(speech, settings, fps, options.device or best_device())
-    temporary = out.with_name(f".{out.name}.part")
-    try:
-        motion.save(temporary)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    print(f"{out}  ({len(motion)} frames at {fps:g} per second)")
+    return cli_motion.read_motion_for(options.motion, choose_anchor(settings.anchor).body.expression_space, speech)
+
+
+def _motion_only(options: argparse.Namespace, settings: RenderSettings, suffix: str) -> None:
+    from avatar_app.pipeline import best_device, choose_anchor, make_motion
+    from talkshow_bridge.audio import load_speech
+
+    out = cli_motion.check_motion_output(_numbered(options.motion_only, suffix))
+    anchor = choose_anchor(settings.anchor)
+    if options.motion:
+        motion = _motion_file(options, settings).resample(anchor.manifest.fps)
+    else:
+        speech, device = load_speech(options.speech), options.device or best_device()
+        motion = make_motion(speech, settings, anchor.manifest.fps, device)
+    cli_motion.write_motion(motion, out, lambda: anchor.body)
+
+
+def _numbered(path: str, suffix: str) -> str:
+    """NAME.mp4 -> NAME-1.mp4."""
+    stem, kind = os.path.splitext(path)
+    return f"{stem}{suffix}{kind}"
 
 
 def _anchors_list(options: argparse.Namespace) -> None:
@@ -189,13 +213,6 @@ def _anchors_verify(options: argparse.Namespace) -> None:
     for name in options.anchor or [anchor.id for anchor in list_anchors()]:
         anchor = load_anchor(name)
         print(f"{anchor.id}: {len(anchor.manifest.files)} files are sound")
-
-
-def _motion_import(options: argparse.Namespace) -> None:
-    from avatar_app.anchors import anchor_folders
-    from talkshow_bridge.checkpoints import convert
-
-    print(f"Wrote {convert(options.source, options.out or anchor_folders()[0].parent / 'talkshow')}")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from talkshow_bridge.rig import RELAXED_HANDS, REST_JOINTS, full_pose
 
 HANDS, UPS = ("relative", "absolute"), ("y", "z")
 BEAT2_FPS = 30.0
+IN_A_ROOM = "in a room"  # meta["placed"] of motions whose position and heading are a studio's, not a presenter's
 _FRAME_RATES = ("mocap_frame_rate", "mocap_framerate")
 _POSE_FILE = ("poses", "trans", "expressions", "expression", "betas", *_FRAME_RATES)
 _Z_UP = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])  # y-up -> z-up
@@ -87,7 +88,19 @@ def face_front(motion: Motion) -> Motion:
     turn = rotations.matrix(np.array([0.0, -heading, 0.0]))
     root = rotations.axis_angle(turn @ rotations.matrix(motion.global_orient.astype(np.float64)))
     transl = (motion.transl.astype(np.float64) - motion.transl.mean(axis=0)) @ turn.T
-    return replace(motion, global_orient=root, transl=transl)
+    meta = {key: value for key, value in motion.meta.items() if key != "placed"}
+    return replace(motion, global_orient=root, transl=transl, meta=meta)
+
+
+def with_face(motion: Motion, expression_space: str, other: Motion | None = None) -> Motion:
+    """The same body with the jaw, eyes and expression of `other`, which lasts as long; without one a neutral face."""
+    if other is None:
+        neutral = np.zeros((len(motion), EXPRESSION_SIZES[expression_space]), np.float32)
+        return replace(motion, expression=neutral, expression_space=expression_space)
+    face = other.resample(motion.fps)
+    last = np.minimum(np.arange(len(motion)), len(face) - 1)
+    arrays = {name: getattr(face, name)[last] for name in ("jaw", "leye", "reye", "expression")}
+    return replace(motion, expression_space=expression_space, **arrays)
 
 
 def _from_talkshow(columns: np.ndarray, sample: tuple[int, int] | None, name: str) -> Motion:
@@ -125,7 +138,8 @@ def _from_poses(arrays: dict[str, np.ndarray], hands: str | None, up: str | None
     trans = arrays.get("trans", np.zeros((count, 3), np.float32))
     betas = arrays.get("betas", np.zeros(10, np.float32))
     betas = np.atleast_1d(betas[0] if betas.ndim == 2 and len(betas) else betas)
-    meta = {"generator": "BEAT2 / EMAGE file" if beat2 else "AMASS / SMPL-X file"} | ({"notes": notes} if notes else {})
+    meta = {"generator": "BEAT2 / EMAGE file" if beat2 else "AMASS / SMPL-X file", "placed": IN_A_ROOM}
+    meta |= {"notes": notes} if notes else {}
     motion = Motion(
         _frame_rate(arrays, BEAT2_FPS if beat2 else None, name),
         *np.moveaxis(face, 1, 0), joints[:, 0], joints[:, 1:22], fingers[:, 0], fingers[:, 1],
