@@ -118,8 +118,8 @@ def probabilities(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0) 
 
 
 def draw(generator: torch.Generator | None) -> Choose:
-    """The usual way to choose: one random draw per sample."""
-    return lambda chances: torch.multinomial(chances, 1, generator=generator)[:, 0]
+    """The usual way to choose: one random draw per sample, on the CPU, so that a seed means the same everywhere."""
+    return lambda chances: torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0]
 
 
 @torch.inference_mode()

@@ -73,7 +73,7 @@ def _gate(x: Tensor) -> Tensor:
     """As `pixelcnn.gate`, with tanh(a) = 2 sigmoid(2 a) - 1: torch's tanh wakes all threads even for a few numbers."""
     a, b = x.chunk(2, dim=1)
     b = torch.sigmoid(b)
-    return torch.addcmul(-b, torch.sigmoid(2 * a), b, value=2)
+    return torch.addcmul(-b, torch.sigmoid(a + a), b, value=2)
 
 
 @dataclass
