@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avatar_app import cli_motion
-from avatar_app.settings import PRESETS, STYLES, RenderSettings
+from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--preset", choices=PRESETS)
     render.add_argument("--seed", type=int)
     render.add_argument("--gesture-energy", type=float, metavar="0..2")
-    render.add_argument("--style", choices=STYLES, help="of the gestures, default neutral")
+    render.add_argument("--style", help=f"of the gestures: {', '.join(STYLES)}; a TalkSHOW model has speakers instead")
+    render.add_argument("--motion-model", metavar="DIR", help="TalkSHOW weights; `talkshow` for those once imported")
+    render.add_argument("--lips", choices=LIPS, help="with --motion-model: its own face, or ours for our anchors")
     for name, kind in (
         ("steps", int),
         ("guidance", float),
@@ -104,10 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     motion = commands.add_parser("motion", help="motion models and files")
     cli_motion.add_motion_commands(motion, _Parser)
 
-    bench = commands.add_parser("bench", help="times, shares and memory on this machine")
-    bench.add_argument("--anchor")
-    bench.add_argument("--seconds", type=float, default=10.0, help="length of the speech, default 10")
-    bench.add_argument("--runs", default="preview,draft,standard", help="comma-separated, default %(default)s")
+    bench = commands.add_parser("bench", help="times and memory of renders, or the quality of motions")
+    bench.add_argument("what", nargs="?", choices=("render", "motion"), default="render", help="default: render")
+    render = bench.add_argument_group("render: times, shares and memory on this machine")
+    render.add_argument("--anchor")
+    render.add_argument("--seconds", type=float, default=10.0, help="length of the speech, default 10")
+    render.add_argument("--runs", default="preview,draft,standard", help="comma-separated, default %(default)s")
+    cli_motion.add_bench_options(bench.add_argument_group("motion: lips and gestures in numbers, as Markdown"))
     bench.set_defaults(run=_bench)
 
     commands.add_parser("doctor", help="what is present or missing, and how to mend it").set_defaults(run=_doctor)
@@ -125,8 +130,8 @@ def _render(options: argparse.Namespace) -> None:
     if options.speech is None and options.motion is None:
         raise InputError("Please name a speech file (or a motion with --motion).")
     settings = RenderSettings.load(options.settings) if options.settings else RenderSettings()
-    names = ("anchor", "preset", "seed", "gesture_energy", "style", "steps", "guidance", "condition_scale")
-    names += ("window", "overlap", "face", "crf")
+    names = ("anchor", "preset", "seed", "gesture_energy", "style", "motion_model", "lips", "steps", "guidance")
+    names += ("condition_scale", "window", "overlap", "face", "crf")
     settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
     if options.takes < 1:
         raise InputError(f"At least one take is needed, not {options.takes}.")
@@ -218,6 +223,8 @@ def _anchors_verify(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from avatar_app.bench import bench
 
+    if options.what == "motion":
+        return cli_motion.bench_motion(options)
     bench(options.anchor, options.seconds, options.runs.split(","))
 
 

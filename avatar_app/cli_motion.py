@@ -50,11 +50,36 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--up", choices=("y", "z"), help="axis, default: by format")
 
 
+def add_bench_options(group) -> None:
+    group.add_argument("--speech", nargs="+", metavar="FILE", help="speech to move to, default: the bundled samples")
+    group.add_argument("--talkshow-outputs", metavar="DIR", help=".npy files of TalkSHOW, each beside its audio")
+    group.add_argument("--reference", metavar="DIR", help="real motion to compare with: files of any kind we read")
+    group.add_argument("--lips", metavar="DIR", help="recordings with phones (.json), or transcripts and pocketsphinx")
+
+
+def bench_motion(options: argparse.Namespace) -> None:
+    """Print what lips and gestures measure, beside TalkSHOW's and a reference where the user has them."""
+    from avatar_app.bench import sample_files
+    from talkshow_bridge.audio import load_speech
+    from talkshow_bridge.evaluation import table
+    from talkshow_bridge.generator import MotionGenerator
+
+    speeches = [load_speech(file) for file in options.speech or sample_files()]
+    reference = table.reference_motions(options.reference) if options.reference else []
+    others = [table.talkshow_outputs(options.talkshow_outputs)] if options.talkshow_outputs else []
+    if reference:
+        others.append(table.reference_column(reference))
+    generator = MotionGenerator.from_pretrained()
+    if options.lips:
+        print(table.lip_table(options.lips, generator), end="\n\n", flush=True)
+    print(table.gesture_table([*table.generated(generator, speeches), *others], reference))
+
+
 def _import(options: argparse.Namespace) -> None:
-    from avatar_app.anchors import anchor_folders
+    from avatar_app.pipeline import imported_motion_model
     from talkshow_bridge.checkpoints import convert
 
-    print(f"Wrote {convert(options.source, options.out or anchor_folders()[0].parent / 'talkshow')}")
+    print(f"Wrote {convert(options.source, options.out or imported_motion_model())}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from talkshow_bridge.errors import InputError
 
 PRESETS = ("draft", "standard", "best")
 STYLES = ("calm", "neutral", "lively")
+LIPS = ("official", "bundled")
 SAMPLER_FIELDS = ("steps", "guidance", "condition_scale", "window", "overlap", "face")
 
 # name: (type, smallest, largest); None is always allowed where the field's default is None
@@ -34,7 +35,10 @@ class RenderSettings:
     anchor: id of an installed anchor or a folder with an anchor.json; None = the first bundled one.
     preset: "draft", "standard" or "best": the anchor's own sampler defaults.
     seed: same seed, same speech, same settings -> same motion and same frames.
-    gesture_energy: 0 = still arms, 1 = natural, 2 = lively.   style: "calm", "neutral" or "lively".
+    gesture_energy: 0 = still arms, 1 = natural, 2 = lively.   style: "calm", "neutral" or "lively"; with a
+    motion_model of its own styles, one of those.
+    motion_model: None = the bundled one; a folder with TalkSHOW weights, or "talkshow" for those once imported.
+    lips: of a TalkSHOW motion model: "official", or "bundled" for anchors that only know our face units.
     steps, guidance, condition_scale, window, overlap, face: override the preset of the anchor; None = the preset's.
     crf: H.264 quality, 0 (lossless) to 40; 18 is visually transparent.
     """
@@ -44,6 +48,8 @@ class RenderSettings:
     seed: int = 0
     gesture_energy: float = 1.0
     style: str = "neutral"
+    motion_model: str | None = None
+    lips: str = "official"
     steps: int | None = None
     guidance: float | None = None
     condition_scale: float | None = None
@@ -55,10 +61,14 @@ class RenderSettings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InputError(f"Unknown preset {self.preset!r}: please choose one of {', '.join(PRESETS)}.")
-        if self.style not in STYLES:
+        for name in ("anchor", "motion_model", "style"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name in _OPTIONAL):
+                raise InputError(f"Setting '{name}' must be a text, not {value!r}.")
+        if self.motion_model is None and self.style not in STYLES:
             raise InputError(f"Unknown style {self.style!r}: please choose one of {', '.join(STYLES)}.")
-        if not isinstance(self.anchor, (str, type(None))):
-            raise InputError(f"Setting 'anchor' must be a text, not {self.anchor!r}.")
+        if self.lips not in LIPS:
+            raise InputError(f"Unknown lips {self.lips!r}: please choose one of {', '.join(LIPS)}.")
         if self.face not in (None, True, False):
             raise InputError(f"Setting 'face' must be true, false or empty, not {self.face!r}.")
         for name, (kind, low, high) in _RANGES.items():

@@ -11,7 +11,7 @@ import numpy as np
 from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
-from talkshow_bridge.gestures import Gestures, Style, synthesize
+from talkshow_bridge.gestures import STYLES, Gestures, Style, synthesize
 from talkshow_bridge.lip_net import LipNet
 from talkshow_bridge.lips import mouth
 from talkshow_bridge.motion import ARKIT_52, Motion
@@ -25,6 +25,7 @@ class MotionGenerator:
     """Turns speech of any language and length into Motion for bodies with ARKit face units."""
 
     expression_space = "arkit52"
+    styles = tuple(STYLES)
 
     def __init__(self, lips: LipNet) -> None:
         self.lips = lips
