@@ -31,6 +31,14 @@ def bench(anchor: str | None, seconds: float, runs: list[str]) -> None:
             _measure(run, speech, anchor)
 
 
+def sample_files() -> list[Path]:
+    """The bundled recordings."""
+    samples = sorted(file for file in SAMPLES.glob("*") if file.suffix in (".wav", ".mp3", ".flac", ".opus", ".ogg"))
+    if not samples:
+        raise InputError(f"There is no sample speech in {SAMPLES}.")
+    return samples
+
+
 def _measure(run: str, speech: Path, anchor: str | None) -> None:
     out = speech.with_name(f"{run}.mp4")
     command = [sys.executable, str(ROOT / "launch.py"), "render", str(speech)]
@@ -54,8 +62,5 @@ def _sample_speech(path: Path, seconds: float) -> None:
     """The first bundled sample, repeated to the wanted length."""
     import ffmpeg
 
-    samples = sorted(file for file in SAMPLES.glob("*") if file.suffix in (".wav", ".mp3", ".flac", ".opus", ".ogg"))
-    if not samples:
-        raise InputError(f"There is no sample speech in {SAMPLES}.")
-    source = ffmpeg.input(str(samples[0]), stream_loop=-1, t=seconds)
+    source = ffmpeg.input(str(sample_files()[0]), stream_loop=-1, t=seconds)
     source.output(str(path), ar=16000, ac=1).run(cmd=ffmpeg_path(), quiet=True)

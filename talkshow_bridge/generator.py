@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from talkshow_bridge.audio import Speech, load_speech
+from talkshow_bridge.checkpoints import holds_talkshow
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
 from talkshow_bridge.gestures import STYLES, Gestures, Style, synthesize
@@ -17,6 +19,9 @@ from talkshow_bridge.lips import mouth
 from talkshow_bridge.motion import ARKIT_52, Motion
 from talkshow_bridge.presence import Presence
 from talkshow_bridge.prosody import analyse
+
+if TYPE_CHECKING:
+    from talkshow_bridge.talkshow import TalkShow
 
 BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "motion"
 
@@ -31,8 +36,17 @@ class MotionGenerator:
         self.lips = lips
 
     @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike[str] | None = None, device: str = "cpu") -> MotionGenerator:
-        """Load the motion weights of a folder (lips.safetensors and config.json); without one, the bundled weights."""
+    def from_pretrained(
+        cls, directory: str | os.PathLike[str] | None = None, device: str = "cpu", lips: str = "official"
+    ) -> MotionGenerator | TalkShow:
+        """Load the motion weights of a folder; without one, the bundled weights.
+
+        A folder with TalkSHOW's weights gives a `TalkShow`, which generates in the same way; lips: see there.
+        """
+        if directory is not None and holds_talkshow(directory):
+            from talkshow_bridge.talkshow import TalkShow
+
+            return TalkShow.from_pretrained(directory, device, lips)
         return cls(LipNet.load(BUNDLED if directory is None else directory, device))
 
     def generate(

@@ -38,7 +38,7 @@ MOST_TURN = {
     "left_elbow": 160, "right_elbow": 160, "left_wrist": 85, "right_wrist": 85,
 }  # fmt: skip
 STRETCHED = -10  # degrees: an elbow bends the other way no further than this
-KNUCKLES = (-45, 110)  # degrees of flexion about a finger's hinge, from the flat hand
+KNUCKLES = (-45, 115)  # degrees of flexion about a finger's hinge, from the flat hand
 BEHIND, ACROSS = 0.75, 0.75  # how far an upper arm (unit vector) points backwards and to the other side
 SAME_PLACE = 0.012  # m: two moments show the same arms
 TRAVEL = 0.06  # m: a sequence in which the hands move less is rest, not repetition
