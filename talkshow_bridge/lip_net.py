@@ -43,7 +43,7 @@ class Block(nn.Module):
 class LipNet(nn.Module):
     """Normalised log-mels [B, 2T, 40] at 100 Hz -> logits of the controls [B, T, 16] and phone classes [B, T, 17]."""
 
-    def __init__(self, channels: int = 176, dilations: tuple[int, ...] = (1, 2, 4, 8, 1, 2, 4, 8)) -> None:
+    def __init__(self, channels: int = 176, dilations: tuple[int, ...] = 3 * (1, 2, 4, 8)) -> None:
         super().__init__()
         self.channels, self.dilations = channels, tuple(dilations)
         self.stem = nn.Conv1d(BANDS, channels, 5, stride=2, padding=2)

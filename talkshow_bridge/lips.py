@@ -7,7 +7,7 @@ the jaw comes up, lips press and roll in. In silence the mouth is shut.
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS
 from talkshow_bridge.motion import ARKIT_52
@@ -16,13 +16,16 @@ FINE_RATE = 200.0  # Hz at which contacts are resolved, so that none falls betwe
 JAW_WIDEST = 0.25  # rad
 JAW_GAIN = 0.36  # rad per unit of openness above rest
 JAW_LAG = 0.02  # s over which the jaw comes up before a closure and goes down after it
+PEAK_REACH = 4  # control frames on either side within which the highest value of the control is a closure's peak
+SURE = (0.08, 0.22)  # closure control at its peak: from maybe to surely closed
+HELD = (0.7, 0.9)  # closure control relative to its peak: from open to closed
 SMOOTHING = 0.014  # s, standard deviation of everything but contacts
 
 
 def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
     """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights."""
     values = _at_frames(controls, count, fps)
-    closed = closing(values["closure"])
+    closed = values["closure"]
     teeth = _step(values["labiodental"], 0.22, 0.65) * (1 - closed)
     speaking = _step(values["speech"], 0.25, 0.6)
     free = speaking * (1 - closed)
@@ -31,9 +34,9 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
     rising = np.maximum(closed, gaussian_filter1d(closed, JAW_LAG * fps, mode="nearest"))
     jaw = np.zeros((count, 3))
     jaw[:, 0] = np.clip(JAW_GAIN * openness * speaking * (1 - rising) * (1 - 0.75 * teeth), 0, JAW_WIDEST)
-    funnel = np.clip(1.1 * values["funnel"], 0, 0.8) * speaking
+    funnel = np.clip(1.1 * values["funnel"] - 0.2 * values["pucker"], 0, 0.8) * speaking
     pucker = np.clip(1.05 * values["pucker"] - 0.45 * values["funnel"], 0, 0.85) * speaking
-    lip_free = free * (1 - teeth)
+    unrounded = free * (1 - teeth) * (1 - 0.85 * rounding)  # rounded lips hide the teeth
     spread = np.clip(values["spread"] * (1 - rounding), 0, 1) * speaking * (1 - 0.6 * closed)
     units = {
         "mouthClose": np.clip(2.0 * closed * jaw[:, 0], 0, 0.25),  # what is left of the jaw's opening
@@ -42,8 +45,9 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
         "mouthRollUpper": 0.25 * closed * speaking,
         "mouthFunnel": funnel * (1 - 0.8 * closed) * (1 - 0.7 * teeth),
         "mouthPucker": pucker * (1 - 0.4 * closed) * (1 - 0.6 * teeth),
-        "mouthUpperUp": lip_free * (1.1 * values["upper_raise"] + 0.12 * openness) + 0.35 * teeth * speaking,
-        "mouthLowerDown": lip_free * (0.75 * np.clip(values["lower_drop"] - 0.05, 0, 1) + 0.35 * spread),
+        "mouthUpperUp": unrounded * (1.1 * values["upper_raise"] + 0.12 * openness) + 0.35 * teeth * speaking,
+        "mouthLowerDown": unrounded * (0.75 * np.clip(values["lower_drop"] - 0.05, 0, 1) + 0.35 * spread),
+        "mouthShrugLower": 0.12 * teeth * speaking,
         "mouthStretch": 0.45 * spread,
         "mouthSmile": 0.35 * spread,
     }
@@ -51,18 +55,27 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
 
 
 def closing(closure: np.ndarray) -> np.ndarray:
-    """The net's closure control 0..1 -> how far the lips really close, 0..1: a soft decision."""
-    return _step(closure, 0.24, 0.52)
+    """The net's closure control (T,) 0..1 at 50 Hz -> how far the lips really close, (T,) 0..1.
+
+    Bilabials are events: lips meet around a peak of the control that is sure enough and part where it has fallen below
+    that peak. So a short p counts as much as a long m, and the vowel beside it stays open.
+    """
+    if not len(closure):
+        return closure
+    peak = maximum_filter1d(closure, 2 * PEAK_REACH + 1, mode="nearest")
+    return _step(peak, *SURE) * _step(closure / np.maximum(peak, 1e-6), *HELD)
 
 
 def _at_frames(controls: np.ndarray, count: int, fps: float) -> dict[str, np.ndarray]:
-    """Controls at the frame times: contacts as the strongest moment of a frame, all else as its smooth mean."""
+    """Controls at the frame times: contacts (closures decided) as a frame's strongest moment, all else as its mean."""
     frames = np.arange(count) / fps
     if not len(controls):
         return {name: np.zeros(count) for name in CONTROLS}
     offsets = np.arange(-0.5, 0.5, fps / FINE_RATE) / fps
     times = frames[:, None] + offsets  # (count, samples within the frame)
     known = np.arange(len(controls)) / CONTROL_RATE
+    controls = controls.copy()
+    controls[:, CONTROLS.index("closure")] = closing(controls[:, CONTROLS.index("closure")])
     smooth = np.exp(-0.5 * (offsets / np.hypot(SMOOTHING, 0.25 / fps)) ** 2)
     values = {}
     for column, name in enumerate(CONTROLS):

@@ -1,17 +1,16 @@
 """Make the lip net's training corpus: aligned recordings + synthetic voices, augmented, as log-mels and controls.
 
-    python -m talkshow_bridge.training.corpus --recordings DIR [--recordings DIR] --out work/lips/corpus.npz
+    python -m talkshow_bridge.training.corpus --recordings DIR [--recordings DIR ...] --out work/lips/corpus.npz
 
-A recordings folder holds audio files and `phones_pocketsphinx.json` ({utterance: {"text", "dur", "phones": [[start,
-end, ARPAbet], ...]}}). Held-out utterances (see `held_out`) never enter the corpus, nor do their texts.
+Recordings (see recordings.py) are real speech with forced alignment first (English, then German), then what
+synthesise.py made. Held-out utterances never enter the corpus, nor do their texts.
+Needs espeak-ng, flite, festival with festvox-*, the Debian word lists, and pyworld.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,33 +21,18 @@ from scipy.signal import butter, fftconvolve, sosfilt
 
 from talkshow_bridge.features import SAMPLE_RATE, channel_mean, log_mel
 from talkshow_bridge.lip_net import CONTROL_RATE
-from talkshow_bridge.training.phones import Segment, control_curves, phone_class, segments
-from talkshow_bridge.training.sentences import SENTENCES
-from talkshow_bridge.training.voices import Espeak, Utterance, flite
+from talkshow_bridge.training.phones import Segment, control_curves, phone_class
+from talkshow_bridge.training.recordings import aligned_segments, held_out, load_alignments
+from talkshow_bridge.training.sentences import DICTIONARIES, SENTENCES, word_salad
+from talkshow_bridge.training.voices import FESTIVAL, Espeak, Utterance, festival, flite, revoice
 
 log = logging.getLogger(__name__)
 ESPEAK_VARIANTS = [f"m{k}" for k in range(1, 9)] + [f"f{k}" for k in range(1, 6)]
+ESPEAK_SHARES = {"en-us": 6, "de": 4, "es": 4, "it": 3, "pt-br": 3, "fr": 2}  # any other language: 1
+FESTIVAL_HELD_OUT = "ked_diphone"  # a man's voice kept for choosing thresholds
 AUGMENTED_COPIES = 2
+REVOICED = 0.6  # share of the augmented copies of recordings that get another speaker's pitch and vocal tract
 FLITE_VOICES = ("rms", "awb", "kal16", "rms", "awb", "slt", "kal")  # mostly men: the recordings are of two women
-
-
-def held_out(name: str) -> bool:
-    """The dev split: every Arctic 'b' prompt and a tenth of everything else."""
-    return name.startswith("arctic_b") or (not name.startswith("arctic_") and zlib.crc32(name.encode()) % 10 == 0)
-
-
-def load_alignments(folder: Path) -> dict[str, dict]:
-    """The folder's forced alignments, each entry with its audio `file` resolved; entries without audio are left out."""
-    entries = json.loads((folder / "phones_pocketsphinx.json").read_text())
-    files = {file.stem: file for file in folder.iterdir() if file.suffix in (".opus", ".flac", ".wav", ".mp3", ".ogg")}
-    found = {name: files.get(Path(entry.get("file", name)).stem) for name, entry in entries.items()}
-    return {name: {**entries[name], "file": file} for name, file in found.items() if file}
-
-
-def aligned_segments(entry: dict) -> list[Segment]:
-    """[[start, end, ARPAbet], ...] of one alignment -> segments up to its end."""
-    phones = [(start, phone) for start, _, phone in entry["phones"]]
-    return segments([*phones, (entry["phones"][-1][1], "")], entry["dur"])
 
 
 def recordings(folder: Path) -> Iterator[Utterance]:
@@ -62,7 +46,7 @@ def recordings(folder: Path) -> Iterator[Utterance]:
 def espeak_voices(minutes: float, texts: dict[str, list[str]], rng: np.random.Generator) -> Iterator[Utterance]:
     """Many voices, speeds and languages."""
     engine, seconds = Espeak(), 0.0
-    languages = ["en-us"] * 6 + ["de"] * 4 + [language for language in texts if language not in ("en-us", "de")]
+    languages = [language for language in texts for _ in range(ESPEAK_SHARES.get(language, 1))]
     while seconds < minutes * 60:
         language = str(rng.choice(languages))
         voice = f"{language}+{rng.choice(ESPEAK_VARIANTS)}"
@@ -83,9 +67,24 @@ def flite_voices(minutes: float, texts: list[str], rng: np.random.Generator) -> 
         yield spoken
 
 
-def augment(samples: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+def festival_voices(minutes: float, texts: dict[str, list[str]], rng: np.random.Generator) -> Iterator[Utterance]:
+    """Recorded diphone voices in six languages, mostly of men, some of Slavic, Finnic and Romance languages."""
+    voices, seconds = [voice for voice in FESTIVAL if voice != FESTIVAL_HELD_OUT], 0.0
+    while seconds < minutes * 60:
+        voice = str(rng.choice(voices))
+        lines = [str(line) for line in rng.choice(texts[FESTIVAL[voice]], 6)]
+        for spoken in festival(lines, voice, float(rng.uniform(0.8, 1.25))):
+            seconds += len(spoken.samples) / spoken.rate
+            yield spoken
+
+
+def augment(samples: np.ndarray, rng: np.random.Generator, revoiced: float = 0.0) -> tuple[np.ndarray, float]:
     """Another voice in another room through another microphone -> (samples, factor by which times stretch)."""
     stretch = float(rng.uniform(0.86, 1.3))  # above 1: slower, lower voice, longer vocal tract
+    if rng.random() < revoiced:
+        formants = rng.uniform(0.8, 1.2)
+        samples = revoice(samples, SAMPLE_RATE, formants**2 * rng.uniform(0.7, 1.2), formants)
+        stretch = float(rng.uniform(0.9, 1.12))
     x = soxr.resample(samples, SAMPLE_RATE, SAMPLE_RATE * stretch)
     for _ in range(rng.integers(0, 3)):
         centre, octaves = rng.uniform(150, 5000), rng.uniform(0.3, 1.2)
@@ -160,27 +159,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=Path, action="append", required=True, help="folder of aligned recordings")
     parser.add_argument("--out", type=Path, default=Path("work/lips/corpus.npz"))
-    parser.add_argument("--espeak-minutes", type=float, default=30)
+    parser.add_argument("--espeak-minutes", type=float, default=36)
     parser.add_argument("--flite-minutes", type=float, default=12)
+    parser.add_argument("--festival-minutes", type=float, default=18)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rng = np.random.default_rng(arguments.seed)
-    texts = dict(SENTENCES)
+    texts = {language: list(lines) for language, lines in SENTENCES.items()}
+    for language in DICTIONARIES:
+        texts[language] = texts.get(language, []) + word_salad(language, 150, rng)
     for folder, language in zip(arguments.recordings, ("en-us", "de"), strict=False):
         entries = load_alignments(folder)
         texts[language] = [e["text"] for name, e in entries.items() if not held_out(name) and e.get("text")]
     corpus = Corpus()
     for folder in arguments.recordings:
-        _add_all(corpus, recordings(folder), folder.name, rng)
+        _add_all(corpus, recordings(folder), folder.name, rng, REVOICED)
     _add_all(corpus, flite_voices(arguments.flite_minutes, texts["en-us"], rng), "flite", rng)
+    _add_all(corpus, festival_voices(arguments.festival_minutes, texts, rng), "festival", rng)
     _add_all(corpus, espeak_voices(arguments.espeak_minutes, texts, rng), "espeak", rng)
     for _ in range(40):
         corpus.add(_noise(rng), [(0.0, 4.0, "")], "noise")
     corpus.save(arguments.out)
 
 
-def _add_all(corpus: Corpus, utterances: Iterator[Utterance], source: str, rng: np.random.Generator) -> None:
+def _add_all(
+    corpus: Corpus, utterances: Iterator[Utterance], source: str, rng: np.random.Generator, revoiced: float = 0.0
+) -> None:
     """Every utterance as it is, and augmented copies."""
     before = len(corpus.classes)
     for spoken in utterances:
@@ -188,7 +193,7 @@ def _add_all(corpus: Corpus, utterances: Iterator[Utterance], source: str, rng: 
         x = soxr.resample(x, spoken.rate, SAMPLE_RATE) if spoken.rate != SAMPLE_RATE else x
         corpus.add(x, spoken.parts, source)
         for _ in range(AUGMENTED_COPIES):
-            changed, stretch = augment(x, rng)
+            changed, stretch = augment(x, rng, revoiced)
             corpus.add(changed, [(a * stretch, b * stretch, c) for a, b, c in spoken.parts], source)
     frames = sum(map(len, corpus.classes[before:]))
     log.info("%s: %d utterances, %.1f minutes", source, len(corpus.classes) - before, frames / CONTROL_RATE / 60)

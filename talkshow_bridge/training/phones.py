@@ -164,7 +164,7 @@ def segments(phones: Iterable[tuple[float, str]], duration: float) -> list[Segme
 
 def _letters(phone: str) -> list[tuple[str, float]]:
     """'AW' or 'aʊː' -> [(letter, relative duration), ...]; unknown marks are dropped."""
-    text = ARPABET.get(phone.upper(), phone) if phone.isascii() and phone.upper() in ARPABET else phone
+    text = ARPABET.get(phone, phone)
     letters: list[tuple[str, float]] = []
     for c in unicodedata.normalize("NFC", text.replace("g", "ɡ")):
         base = c if c in VOWELS or c in CLASS_OF else unicodedata.normalize("NFD", c)[0]

@@ -1,4 +1,15 @@
-"""Sentences of our own for the synthetic voices, so that the net hears more than two languages."""
+"""What the synthetic voices say: sentences of our own and random words of the system's dictionaries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+DICTIONARIES = {  # language: word list of the Debian packages wspanish, witalian, ...
+    "es": "spanish", "it": "italian", "pt-br": "brazilian", "fr": "french", "nl": "dutch", "pl": "polish",
+    "de": "ngerman", "ca": "catalan", "sv": "swedish",
+}  # fmt: skip
 
 # fmt: off
 SENTENCES: dict[str, list[str]] = {
@@ -41,3 +52,10 @@ SENTENCES: dict[str, list[str]] = {
     "hu": ["Jó napot kívánok, hogy vannak ma?", "A fiú vett egy piros almát a piacon."],
 }
 # fmt: on
+
+
+def word_salad(language: str, count: int, rng: np.random.Generator) -> list[str]:
+    """`count` lines of four to nine dictionary words, all sounds of the language in every order."""
+    lines = Path("/usr/share/dict", DICTIONARIES[language]).read_text("utf-8", "replace").split("\n")
+    words = np.array([word for word in lines if word.isalpha() and 2 < len(word) < 13 and word.islower()])
+    return [", ".join(" ".join(rng.choice(words, rng.integers(2, 5))) for _ in range(2)) + "." for _ in range(count)]

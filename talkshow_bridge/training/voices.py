@@ -1,6 +1,8 @@
-"""Speech synthesisers with known phone times, for voice variety: espeak-ng (through ctypes) and flite.
+"""Speech synthesisers with known phone times, for voice variety: espeak-ng (through ctypes), flite and Festival; and
+`revoice`, which turns one speaker into another.
 
-Both are tools of the training machine only (apt-get install espeak-ng flite); nothing of theirs is shipped.
+All are tools of the training machine only (apt-get install espeak-ng flite festival festvox-...; pip install pyworld);
+nothing of theirs is shipped.
 """
 
 from __future__ import annotations
@@ -101,3 +103,77 @@ def flite(text: str, voice: str, stretch: float = 1.0) -> Utterance:
         phones.append((start, name.upper()))
         start = float(end)
     return Utterance(samples, rate, segments(phones, len(samples) / rate), f"flite-{voice}")
+
+
+def revoice(samples: np.ndarray, rate: int, pitch: float, formants: float) -> np.ndarray:
+    """The same words at the same times by someone else: WORLD analysis, pitch and vocal-tract factors, resynthesis."""
+    import pyworld
+
+    x = samples.astype(np.float64)
+    f0, times = pyworld.dio(x, rate)
+    f0 = pyworld.stonemask(x, f0, times, rate)
+    envelope, noise = pyworld.cheaptrick(x, f0, times, rate), pyworld.d4c(x, f0, times, rate)
+    bins = np.arange(envelope.shape[1])
+    source = np.minimum(bins / formants, bins[-1])
+    low = source.astype(int)
+    high, share = np.minimum(low + 1, bins[-1]), source - low
+    warped = np.exp((1 - share) * np.log(envelope[:, low]) + share * np.log(envelope[:, high]))
+    return pyworld.synthesize(f0 * pitch, np.ascontiguousarray(warped), noise, rate)[: len(x)].astype(np.float32)
+
+
+FESTIVAL = {  # voice: language; recorded diphones of men except lp (Italian), dita (Czech), lj (Finnish), ona (Catalan)
+    "kal_diphone": "en-us", "ked_diphone": "en-us", "pc_diphone": "it", "lp_diphone": "it", "czech_ph": "cs",
+    "czech_machac": "cs", "czech_dita": "cs", "hy_fi_mv_diphone": "fi", "suo_fi_lj_diphone": "fi",
+    "msu_ru_nsh_clunits": "ru", "upc_ca_ona_hts": "ca",
+}  # fmt: skip
+_FESTIVAL_IPA = {  # phone names that are neither IPA nor ARPAbet
+    "it": {"E": "ɛ", "O": "ɔ", "S": "ʃ", "Z": "ʒ", "tS": "tʃ", "dZ": "dʒ", "J": "ɲ", "ng": "ŋ", "nf": "ɱ", "L": "ʎ"},
+    "cs": {"c": "ts", "c~": "tʃ", "ch": "x", "d~": "ɟ", "h": "ɦ", "n*": "ŋ", "n~": "ɲ", "r~": "ʒ", "r~*": "ʃ",
+           "s~": "ʃ", "t~": "c", "z~": "ʒ"},
+    "fi": {"@": "æ", "7": "ø", "&": "ə", "N": "ŋ", "L": "l", "T": "θ", "D": "ð", "S": "ʃ", "Z": "ʒ", "v": "ʋ"},
+    "ca": {"ax": "ə", "E": "ɛ", "O": "ɔ", "J": "ɲ", "L": "ʎ", "rr": "r", "S": "ʃ", "Z": "ʒ"},
+    "ru": {"ii": "i", "yy": "ɨ", "uu": "u", "ee": "e", "oo": "o", "aa": "a", "ae": "ə", "ay": "ɪ", "ur": "ʊ",
+           "y": "ɨ", "c": "ts", "ch": "tɕ", "sh": "ʂ", "sch": "ɕ", "zh": "ʐ", "h": "x", "hh": "x", "j": "j"},
+}  # fmt: skip
+
+
+def festival(texts: list[str], voice: str, stretch: float = 1.0) -> list[Utterance]:
+    """Synthesise texts in the voice's own language (see FESTIVAL) in one go; stretch > 1 speaks slower.
+
+    Needs the Debian packages festival and festvox-*.
+    """
+    language = FESTIVAL[voice]
+    encoding = {"fi": "latin-1", "it": "latin-1", "cs": "iso-8859-2", "ca": "latin-1"}.get(language, "utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        lines = [f"(voice_{voice})", f"(Parameter.set 'Duration_Stretch {stretch:.2f})"]
+        for k, text in enumerate(texts):
+            quoted = text.replace("\\", " ").replace('"', " ")
+            lines.append(f'(set! u (utt.synth (Utterance Text "{quoted}")))')
+            lines.append(f'(utt.save.wave u "{folder}/{k}.wav" \'riff) (utt.save.segs u "{folder}/{k}.seg")')
+        script = Path(folder) / "speak.scm"
+        script.write_bytes("\n".join(lines).encode(encoding, "ignore"))
+        subprocess.run(["festival", "-b", str(script)], check=True, capture_output=True)
+        return [_festival_utterance(Path(folder) / str(k), language, voice) for k in range(len(texts))]
+
+
+def _festival_utterance(stem: Path, language: str, voice: str) -> Utterance:
+    samples, rate = soundfile.read(stem.with_suffix(".wav"), dtype="float32")
+    phones, start = [], 0.0
+    for line in stem.with_suffix(".seg").read_text("latin-1").splitlines():
+        fields = line.split()
+        if len(fields) == 3:
+            phones.append((start, _festival_ipa(fields[2], language)))
+            start = float(fields[0])
+    return Utterance(samples, rate, segments(phones, len(samples) / rate), voice)
+
+
+def _festival_ipa(name: str, language: str) -> str:
+    if language == "en-us":
+        return name.upper()
+    if name in ("pau", "#", "##", "_"):
+        return ""
+    name = name.rstrip("1:")
+    table = _FESTIVAL_IPA[language]
+    if name not in table and len(name) == 2 and name[0] == name[1]:
+        name = name[0]  # palatalised Russian consonants
+    return table.get(name, name)
