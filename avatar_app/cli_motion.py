@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".npz", ".npy", ".bvh", ".glb")
 KINDS = "motion file: ours, TalkSHOW .npy, AMASS or SMPL-X .npz, BEAT2 or EMAGE .npz"
+MEASURED = 600.0  # s: of longer motions only the beginning is measured
 BIG_STEP = 0.06  # m: a wrist that moves further in 1/30 s jumps
 
 
@@ -52,6 +53,7 @@ def _add_reading_options(parser: argparse.ArgumentParser) -> None:
 
 def add_bench_options(group) -> None:
     group.add_argument("--speech", nargs="+", metavar="FILE", help="speech to move to, default: the bundled samples")
+    group.add_argument("--motion-model", metavar="DIR", help="TalkSHOW weights to measure too")
     group.add_argument("--talkshow-outputs", metavar="DIR", help=".npy files of TalkSHOW, each beside its audio")
     group.add_argument("--reference", metavar="DIR", help="real motion to compare with: files of any kind we read")
     group.add_argument("--lips", metavar="DIR", help="recordings with phones (.json), or transcripts and pocketsphinx")
@@ -72,6 +74,8 @@ def bench_motion(options: argparse.Namespace) -> None:
     generator = MotionGenerator.from_pretrained()
     if options.lips:
         print(table.lip_table(options.lips, generator), end="\n\n", flush=True)
+    if options.motion_model:
+        others = table.generated(MotionGenerator.from_pretrained(options.motion_model), speeches, "TalkSHOW") + others
     print(table.gesture_table([*table.generated(generator, speeches), *others], reference))
 
 
@@ -202,7 +206,7 @@ def describe(motion: Motion) -> list[str]:
     """A few lines of facts about a motion."""
     from talkshow_bridge.evaluation.gestures import measure
 
-    figures, meta = measure(motion), motion.meta
+    figures, meta = measure(motion[: int(MEASURED * motion.fps)]), motion.meta
     origin = [f"{name.replace('_', ' ')} {meta[name]}" for name in ("seed", "style", "energy") if name in meta]
     face = "moving" if motion.expression.any() else "neutral"
     lines = [

@@ -205,13 +205,17 @@ def blinks_per_minute(motion: Motion) -> float:
 
 
 def autocorrelation(wrists: np.ndarray) -> float:
-    """Highest autocorrelation of the wrists' path at lags from 1 s to half the clip; nan for clips under 3 s."""
-    path = wrists.reshape(len(wrists), -1) - wrists.reshape(len(wrists), -1).mean(axis=0)
-    best = [
-        np.sum(path[:-lag] * path[lag:]) / np.sqrt(np.sum(path[:-lag] ** 2) * np.sum(path[lag:] ** 2) + 1e-12)
-        for lag in range(FPS, len(path) // 2, 3)
-    ]
-    return float(max(best, default=np.nan))
+    """Highest autocorrelation of the wrists' path at lags from 1 s to half the clip; nan for clips under 2 s."""
+    count = len(wrists)
+    lags = np.arange(FPS, count // 2)
+    if not len(lags):
+        return np.nan
+    path = wrists.reshape(count, -1) - wrists.reshape(count, -1).mean(axis=0)
+    spectrum = np.fft.rfft(path, 2 * count, axis=0)
+    products = np.fft.irfft((spectrum * spectrum.conj()).sum(axis=1))[lags]
+    energy = np.concatenate([[0.0], np.cumsum(np.sum(path**2, axis=1))])
+    overlap = np.sqrt(energy[count - lags] * (energy[-1] - energy[lags]))
+    return float((products / np.maximum(overlap, 1e-12)).max())
 
 
 def longest_repeat(wrists: np.ndarray, within: float = REPEAT_WITHIN) -> float:
@@ -264,8 +268,11 @@ def arm_clearance(joints: np.ndarray, world: np.ndarray) -> np.ndarray:
         turn = world[:, WRISTS[number]]
         forearm = [elbow * (1 - share) + wrist * share for share in np.linspace(0, 1, 5)]
         arms.append(np.stack([*forearm, *(wrist + turn @ point for point in (0.6 * knuckle, knuckle, middle))], axis=1))
-    apart = np.linalg.norm(arms[0][:, :, None] - arms[1][:, None], axis=-1)
-    return (apart - ARM_RADII[:, None] - ARM_RADII).min(axis=(1, 2))
+    least = np.full(len(joints), np.inf)
+    for ball, radius in zip(np.moveaxis(arms[0], 1, 0), ARM_RADII, strict=True):
+        apart = np.linalg.norm(arms[1] - ball[:, None], axis=-1) - ARM_RADII - radius
+        least = np.minimum(least, apart.min(axis=1))
+    return least
 
 
 def out_of_range(motion: Motion, world: np.ndarray) -> np.ndarray:

@@ -89,9 +89,9 @@ def gesture_table(columns: Sequence[Column], reference: Sequence[Motion] = ()) -
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def generated(generator, speeches: Iterable[Speech]) -> list[Column]:
+def generated(generator, speeches: Iterable[Speech], name: str = "ours") -> list[Column]:
     """TAKES of each speech in each of the generator's styles."""
-    columns = [Column(f"ours, {style}") for style in generator.styles]
+    columns = [Column(f"{name}, {style}") for style in generator.styles]
     for speech in speeches:
         prosody = analyse(speech.samples)
         for column, style in zip(columns, generator.styles, strict=True):
