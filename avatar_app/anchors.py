@@ -1,7 +1,7 @@
 """The anchor package: one presenter as a folder of JSON, safetensors, pictures and video. Nothing in it is unpickled.
 
     <id>/anchor.json            the manifest (see `Manifest`)
-         body.safetensors       the posable body (`avatar_app.mesh.body.Body`)
+         body.safetensors       the posable body (`avatar_app.mesh.body.Body`), unless the manifest names another
          body/... face/...      diffusers-style network folders; face is optional
          background.png  thumbnail.jpg  sample.mp4  card.md
 
@@ -25,9 +25,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from avatar_app.mesh.bodies import SmplxBody, load_body
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
 from talkshow_bridge.errors import InputError
+from talkshow_bridge.motion import Motion
+from talkshow_bridge.rotations import matrix
 
 SCHEMA_VERSION = 1
 MANIFEST = "anchor.json"
@@ -69,10 +72,51 @@ class Preset(_Strict):
 
 
 class FaceSpec(_Strict):
-    """How the face networks want their picture: `resolution` px; the crop is `margin` times the head's larger side."""
+    """How the face networks want their picture and are sampled.
+
+    resolution: pixels. margin: the crop's side in sides of the head (native anchors). guidance, condition_scale: of the
+    face pass, whatever the preset says about the body (stable-diffusion anchors)."""
 
     resolution: int = Field(256, ge=16, le=1024)
     margin: float = Field(1.3, ge=1.0, le=4.0)
+    guidance: float = Field(1.0, ge=0, le=30)
+    condition_scale: float = Field(1.0, ge=0, le=10)
+
+
+class Compat(_Strict):
+    """Habits of the original Make-Your-Anchor code, which its published weights are used with; all off by default.
+
+    In a manifest, "make-your-anchor" is short for all on.
+    """
+
+    pooled_norm: bool = Field(False, description="group norms of both body networks see all frames of a window")
+    residual_into_mid: bool = Field(False, description="the last control residual also enters the UNet's mid block")
+    original_windows: bool = Field(False, description="the window list may end in a short, redundant window")
+    truncate_pixels: bool = Field(False, description="fractions of pixel values are cut off, not rounded")
+    sampled_face_posterior: bool = Field(False, description="noise, the same every 30 frames, on the face's latents")
+    square_face_mask: bool = Field(False, description="the whole face crop is pasted, blurred at its rim")
+
+
+class BodyModel(_Strict):
+    """The body of an anchor that brings none: the user's licensed SMPL-X model or the bundled open body."""
+
+    model: Literal["smplx", "open"] = "smplx"
+    betas: tuple[float, ...] = Field((), max_length=300)
+
+
+class Placement(_Strict):
+    """How SHOW's fit placed the person: SMPL-X orientation (axis-angle, rad) and translation (m).
+
+    Its y points down and its z into the scene."""
+
+    global_orient: tuple[float, float, float] = (np.pi, 0.0, 0.0)
+    transl: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def apply(self, vertices: np.ndarray, pelvis: np.ndarray) -> np.ndarray:
+        """Upright vertices (N, V, 3) -> the fit's, in SHOW's world turned to y up; pelvis: the rest joint (3,)."""
+        turn = matrix(np.array(self.global_orient))
+        fitted = (vertices - pelvis) @ turn.T + (pelvis + self.transl)
+        return (fitted * (1, -1, -1)).astype(np.float32)
 
 
 class FileRecord(_Strict):
@@ -98,12 +142,21 @@ class Manifest(_Strict):
     condition: Literal["maps", "mesh-picture"] = "maps"
     condition_version: int = 1
     cross_frame_attention: bool = False
-    compat: bool = Field(False, description="repeat the original Make-Your-Anchor video pass to the letter")
+    compat: Compat = Compat()
+    body: BodyModel | None = None
+    placement: Placement | None = None
     static_background: bool = Field(False, description="keep background.png wherever the person is not")
     face: FaceSpec | None = None
     presets: dict[Literal["draft", "standard", "best"], Preset]
     extra: dict = Field(default_factory=dict, description="facts for people: training time, metrics, sources")
     files: dict[str, FileRecord] = Field(default_factory=dict)
+
+    @field_validator("compat", mode="before")
+    @classmethod
+    def _compat(cls, value: object) -> object:
+        if value in (False, True, "make-your-anchor"):
+            return dict.fromkeys(Compat.model_fields, bool(value))
+        return value
 
     @field_validator("camera")
     @classmethod
@@ -147,9 +200,19 @@ class Anchor:
         return Camera.from_dict(self.manifest.camera)
 
     @cached_property
-    def body(self) -> Body:
-        """The posable body with its garments, as trained."""
-        return Body.load(self.file("body.safetensors"))
+    def body(self) -> Body | SmplxBody:
+        """The posable body, as trained. Raises InputError when the model that the manifest names is not installed."""
+        if (model := self.manifest.body) is None:
+            return Body.load(self.file("body.safetensors"))
+        try:
+            return load_body(betas=model.betas, model=model.model)
+        except InputError as problem:
+            raise InputError(f"Anchor '{self.id}' needs a body that does not come with it. {problem}") from None
+
+    def vertices(self, motion: Motion) -> np.ndarray:
+        """All frames of a motion, (N, V, 3) float32 in metres, as they stand before the anchor's camera."""
+        posed, place = self.body.pose(motion).vertices, self.manifest.placement
+        return posed if place is None else place.apply(posed, self.body.joints[0])
 
     @cached_property
     def background(self) -> np.ndarray | None:

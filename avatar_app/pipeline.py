@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from avatar_app import __version__
-from avatar_app.anchors import MANIFEST, Anchor, Preset, list_anchors, load_anchor
+from avatar_app.anchors import MANIFEST, Anchor, Preset, anchor_folders, list_anchors, load_anchor
 from avatar_app.estimate import remember
+from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
 from avatar_app.video import VideoWriter, check_output
 from talkshow_bridge.audio import Speech, load_speech
@@ -91,10 +92,11 @@ def render(
     with clock("motion"):
         report("motion", 0, 1)
         motion = make_motion(recording, settings, fps, device) if motion is None else fit_motion(motion, recording, fps)
+        check_expression_space(body, motion)
 
     parts = (motion[start : start + CHUNK] for start in range(0, len(motion), CHUNK))
     if preview:
-        frames = preview_frames(body, camera, parts, clock)
+        frames = preview_frames(presenter, parts, clock)
     else:
         frames = presenter_frames(presenter, parts, options, settings.seed, device, clock)
     audio = None if recording is None else recording.path
@@ -118,8 +120,14 @@ def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, 
 
     if recording is None:
         raise InputError("Without speech a motion file is needed.")
-    generator = MotionGenerator.from_pretrained(device=device)
+    folder = imported_motion_model() if settings.motion_model == "talkshow" else settings.motion_model
+    generator = MotionGenerator.from_pretrained(folder, device, settings.lips)
     return generator.generate(recording, settings.seed, settings.style, settings.gesture_energy, fps)
+
+
+def imported_motion_model() -> Path:
+    """Where `launch.py motion import` puts TalkSHOW's weights: beside the user's anchors."""
+    return anchor_folders()[0].parent / "talkshow"
 
 
 def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:
@@ -146,12 +154,12 @@ def choose_anchor(name: str | None) -> Anchor:
     return load_anchor(name)
 
 
-def preview_frames(body, camera, parts: Iterable[Motion], clock: Stopwatch) -> Iterator[np.ndarray]:
+def preview_frames(anchor: Anchor, parts: Iterable[Motion], clock: Stopwatch) -> Iterator[np.ndarray]:
     """Chunks of (n, height, width, 3) uint8 RGB pictures of the lit mesh, drawn on all cores."""
     from avatar_app.mesh.preview import render_preview
 
     def draw(part: Motion) -> np.ndarray:
-        return render_preview(body, body.pose(part).vertices, camera)
+        return render_preview(anchor.body, anchor.vertices(part), anchor.camera)
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -172,6 +180,7 @@ def presenter_frames(
     with clock("loading"):  # importing diffusers takes longer than reading the weights
         from avatar_app.diffusion.face import FaceEnhancer
         from avatar_app.diffusion.generator import FrameGenerator
+        from avatar_app.diffusion.inpainting import FaceInpainter
 
     draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
@@ -179,14 +188,15 @@ def presenter_frames(
     def conditions() -> Iterator[np.ndarray]:
         for part in parts:
             with clock("mesh"):
-                vertices = anchor.body.pose(part).vertices
+                vertices = anchor.vertices(part)
                 maps = draw(anchor.body, vertices, anchor.camera)
             drawn.extend(vertices)
             yield maps
 
     with clock("loading"):
         generator = FrameGenerator(anchor, options, device=device, seed=seed)
-        enhancer = FaceEnhancer(anchor, options, device=device, seed=seed) if options.face and anchor.has_face else None
+        face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
+        enhancer = face_pass(anchor, options, device=device, seed=seed) if options.face and anchor.has_face else None
     for frames in clock.each("diffusion", generator.frames(conditions())):
         vertices = np.stack([drawn.popleft() for _ in frames])
         if enhancer is not None:

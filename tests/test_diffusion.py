@@ -1,37 +1,24 @@
-"""Windows, denoising, the Make-Your-Anchor couplings, the frame generator and the face pass.
+"""Windows, denoising, the frame generator and the face pass of native anchors."""
 
-`data/make_your_anchor` holds tiny networks with random weights and what the original code computed with them.
-"""
-
-import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from diffusers import UNet2DConditionModel as UNet
-from diffusers.models.attention_processor import Attention
-from PIL import Image
-from safetensors.torch import save_file
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from avatar_app.anchors import Anchor, Preset, seal_anchor
+from avatar_app.anchors import Anchor
 from avatar_app.diffusion import face as face_pass
-from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, stream_denoise
 from avatar_app.diffusion.generator import (
     ConditionBuffer,
     FrameGenerator,
-    StableDiffusionPainter,
     batches,
     soft_surroundings,
 )
 from avatar_app.diffusion.windows import compat_windows, native_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge.errors import InputError
-
-DATA = Path(__file__).parent / "data" / "make_your_anchor"
 
 # (length, size, overlap) -> the (start, stop) list that the original Make-Your-Anchor code makes
 ORIGINAL_WINDOWS = {
@@ -171,136 +158,6 @@ def test_noise_is_seeded_and_guidance_of_one_is_the_conditional_prediction():
     assert torch.equal(guide(unconditional, conditional, 7.5), conditional * 7.5)
 
 
-# ----------------------------------------------------------------------------- numbers of the original code
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, torch.Tensor]:
-    with np.load(DATA / "golden.npz") as arrays:
-        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-
-
-@pytest.fixture(scope="module")
-def mesh_pictures() -> np.ndarray:
-    """(22, 64, 64, 3) uint8 RGB, resized as the original does it."""
-    files = sorted((DATA / "frames").glob("*.png"))
-    return np.stack([np.asarray(Image.open(f).convert("RGB").resize((64, 64), Image.LANCZOS)) for f in files])
-
-
-@pytest.fixture(scope="module")
-def original_anchor(tmp_path_factory, golden, tiny_camera) -> Anchor:
-    folder = tmp_path_factory.mktemp("original") / "original"
-    for source, target in [("unet", "body/unet"), ("controlnet", "body/controlnet"), ("vae",) * 2, ("scheduler",) * 2]:
-        shutil.copytree(DATA / source, folder / target)
-    save_file({name: golden[name] for name in ("prompt", "negative")}, folder / "embeddings.safetensors")
-    preset = {"steps": 4, "guidance": 7.5, "window": 8, "overlap": 2, "condition_scale": 2.0}
-    return seal_anchor(
-        folder,
-        {
-            "id": "original",
-            "name": "Random weights",
-            "licence": "CC0-1.0",
-            "consent": "nobody is shown",
-            "kind": "stable-diffusion",
-            "fps": 30,
-            "width": 64,
-            "height": 64,
-            "camera": tiny_camera.to_dict(),
-            "condition": "mesh-picture",
-            "cross_frame_attention": True,
-            "compat": True,
-            "presets": dict.fromkeys(("draft", "standard", "best"), preset),
-        },
-    )
-
-
-ORIGINAL_RUNS = {  # name: (frames, window, overlap, steps, guidance, condition scale)
-    "full": (22, 8, 2, 4, 7.5, 2.0),
-    "tail": (20, 8, 2, 4, 7.5, 2.0),
-    "short": (5, 16, 4, 4, 7.5, 2.0),
-    "steps20": (10, 8, 2, 20, 3.0, 1.0),
-    "nooverlap": (16, 8, 0, 4, 7.5, 2.0),
-    "single": (1, 16, 4, 4, 7.5, 2.0),
-}
-
-
-@pytest.mark.parametrize("run", ORIGINAL_RUNS)
-def test_compat_anchor_repeats_the_original_latents(run, golden, mesh_pictures, original_anchor):
-    length, window, overlap, steps, guidance, scale = ORIGINAL_RUNS[run]
-    options = Preset(steps=steps, guidance=guidance, window=window, overlap=overlap, condition_scale=scale)
-    painter = StableDiffusionPainter(original_anchor, "body", options, torch.device("cpu"), torch.float32)
-    scheduler = painter.scheduler()
-    scheduler.set_timesteps(steps)
-
-    def predict(latents, timestep, frames):
-        return painter.predict(latents, timestep, painter.encode(mesh_pictures[frames]))
-
-    with torch.inference_mode():
-        windows = painter.windows(lambda count: min(count, length), options)
-        latents = torch.cat([part for _, part in stream_denoise(predict, scheduler, golden["noise"], windows)])
-        assert torch.allclose(latents, golden[run], atol=3e-4)
-        if run == "full":
-            pixels = painter.decode(latents[:4], ()).to(torch.uint8).permute(0, 2, 3, 1)
-            assert (pixels == golden["pixels"]).float().mean() > 0.999
-
-
-def test_generator_streams_a_compat_anchor(mesh_pictures, original_anchor):
-    generator = FrameGenerator(original_anchor, original_anchor.preset("standard", {"steps": 2}), seed=1)
-    whole = np.concatenate(list(generator.frames(iter([mesh_pictures]))))
-    parts = np.concatenate(list(generator.frames(iter(np.split(mesh_pictures, [3, 4, 15])))))
-    assert whole.shape == (22, 64, 64, 3) and whole.dtype == np.uint8
-    assert np.array_equal(whole, parts)
-
-
-@pytest.mark.parametrize("first_and_last,expected", [(False, "unit_out"), (True, "unit_first_last")])
-def test_coupling_repeats_one_window_and_comes_off(golden, first_and_last, expected):
-    unet, controlnet = UNet.from_pretrained(DATA / "unet"), ControlNetModel.from_pretrained(DATA / "controlnet")
-    video, condition = golden["unit_x"], golden["unit_cond"].float() / 255  # (2, channels, 8 frames, h, w)
-    before = set(unet.attn_processors.values())
-
-    @torch.inference_mode()
-    def run(video, condition, state=None):
-        frames = video.shape[2]
-        sample, picture = (x.transpose(1, 2).flatten(0, 1) for x in (video, condition))
-        embedding = golden["unit_emb"].repeat_interleave(frames, 0)
-        down, middle = controlnet(sample, golden["unit_t"], embedding, picture, 2.0, return_dict=False)
-        if state:
-            state.mid_residual = down[-1]
-        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        return unet(sample, golden["unit_t"], embedding, **residuals).sample.unflatten(0, (2, frames)).transpose(1, 2)
-
-    coupling = FrameCoupling(unet, controlnet, first_and_last=first_and_last, pooled_norm=True, residual_into_mid=True)
-    coupling.state.frames = 8
-    assert torch.allclose(run(video, condition, coupling.state), golden[expected], atol=2e-5)
-    coupling.remove()
-    assert set(unet.attn_processors.values()) == before
-    plain = run(video[:, :, :1], condition[:, :, :1])[:, :, 0]
-    assert torch.allclose(plain, golden["unit_plain_one_frame"], atol=2e-5)
-
-
-def test_cross_frame_attention_alone():
-    with np.load(DATA / "attention.npz") as arrays:
-        data = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    attention = Attention(query_dim=16, heads=2, dim_head=8)
-    attention.load_state_dict({name[2:]: value for name, value in data.items() if name.startswith("w_")})
-    state = WindowState(frames=3)
-    for processor, name in [
-        (CrossFrameAttention(state), "full"),
-        (CrossFrameAttention(state, first_and_last=True), "first_last"),
-    ]:
-        attention.set_processor(processor)
-        assert torch.allclose(attention(data["hidden"]), data[name], atol=1e-6)
-
-
-def test_weights_that_do_not_fit_are_refused(tmp_path, original_anchor):
-    broken = tmp_path / "broken"
-    shutil.copytree(original_anchor.folder, broken)
-    config = broken / "body" / "unet" / "config.json"
-    config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
-    with pytest.raises(InputError, match="unet"):
-        FrameGenerator(Anchor(broken, original_anchor.manifest), original_anchor.preset("draft"))
-
-
 # ----------------------------------------------------------------------------- native anchors
 
 
@@ -419,9 +276,10 @@ def test_face_pass_shows_before_and_after(tiny_anchor, posed):
     assert both.shape == (2, 64, 128, 3) and not both[:, :, :64].any() and both[:, :, 64:].any()
 
 
-def test_face_pass_needs_face_networks(original_anchor):
+def test_face_pass_needs_face_networks(tiny_anchor):
+    bodily = Anchor(tiny_anchor.folder, tiny_anchor.manifest.model_copy(update={"face": None}))
     with pytest.raises(InputError, match="face"):
-        face_pass.FaceEnhancer(original_anchor, original_anchor.preset("draft"))
+        face_pass.FaceEnhancer(bodily, bodily.preset("draft"))
 
 
 def test_crops_hold_the_head_and_are_steady():

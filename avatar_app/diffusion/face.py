@@ -45,8 +45,7 @@ class FaceEnhancer:
         noise = seeded_noise(self._painter.latent_shape(self._resolution, self._resolution), seed)
         self._noise = noise.to(self._painter.device)
         self._track = CropTrack(anchor.manifest.face.margin, anchor.manifest.fps)
-        self._head_parts = head_parts(self._body)
-        self._neck_height = neck_height(self._body)
+        self._is_head = HeadMask(self._body)
 
     def enhance(self, frames: np.ndarray, vertices: np.ndarray, before: bool = False) -> np.ndarray:
         """The next frames of the video, uint8 RGB (n, height, width, 3), and their posed vertices (n, V, 3) in metres.
@@ -78,10 +77,16 @@ class FaceEnhancer:
         latents = overlapped_denoise(predict, scheduler, self._noise, [range(len(maps))])
         return to_frames(painter.decode(latents, condition).round())
 
-    def _is_head(self, maps: np.ndarray) -> np.ndarray:
-        """(height, width) bool: head parts, and whatever lies above the middle of the neck in the rest pose."""
-        above = (maps[..., PART] > 0) & (maps[..., REST][..., 1] > self._neck_height)
-        return above | np.isin(maps[..., PART], self._head_parts)
+
+class HeadMask:
+    """Condition maps (..., 10) -> bool (...): head parts, and whatever lies above the middle of the neck at rest."""
+
+    def __init__(self, body: Body):
+        self._parts, self._height = head_parts(body), neck_height(body)
+
+    def __call__(self, maps: np.ndarray) -> np.ndarray:
+        above = (maps[..., PART] > 0) & (maps[..., REST][..., 1] > self._height)
+        return above | np.isin(maps[..., PART], self._parts)
 
 
 class CropTrack:

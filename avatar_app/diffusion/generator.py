@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
@@ -198,61 +199,80 @@ class NativePainter:
 class StableDiffusionPainter:
     """Networks of Make-Your-Anchor's kind: conditions are RGB pictures of the mesh, the prompt is a fixed embedding.
 
-    With the manifest's `compat` the video pass of the original code is repeated: norms pooled over the window, the last
-    control residual into the mid block too, the original window list, pixels cut instead of rounded.
+    Body networks look at all frames of a window as far as the manifest's `cross_frame_attention` and `compat` say. Face
+    networks paint every frame on its own, and their UNet sees a mask and the masked picture besides.
     """
 
     def __init__(self, anchor: Anchor, part: str, options: Preset, device: torch.device, dtype: torch.dtype):
         self.device, self.dtype, self.options = device, dtype, options
+        manifest, together = anchor.manifest, part == "body"
         self.unet = self._load(UNet2DConditionModel, anchor.file(f"{part}/unet"))
         self.controlnet = self._load(ControlNetModel, anchor.file(f"{part}/controlnet"))
-        self.autoencoder = self._load(AutoencoderKL, anchor.file("vae"))
-        embeddings = load_file(anchor.file("embeddings.safetensors"))
+        own_vae = anchor.folder / part / "vae"
+        self.autoencoder = self._load(AutoencoderKL, own_vae if own_vae.exists() else anchor.file("vae"))
+        self._check_channels(anchor, part)
+        embeddings = load_file(anchor.file(f"{part}/embeddings.safetensors"))
         self.embeddings = {name: value.to(device, dtype) for name, value in embeddings.items()}
-        self.compat = self.truncates = anchor.manifest.compat
+        self.truncates = manifest.compat.truncate_pixels
+        self._list_windows = compat_windows if manifest.compat.original_windows else native_windows
         self.coupling = FrameCoupling(
             self.unet,
             self.controlnet,
-            cross_frame_attention=anchor.manifest.cross_frame_attention,
-            pooled_norm=self.compat,
-            residual_into_mid=self.compat,
+            cross_frame_attention=together and manifest.cross_frame_attention,
+            pooled_norm=together and manifest.compat.pooled_norm,
+            residual_into_mid=together and manifest.compat.residual_into_mid,
         )
         self._scheduler = DDIMScheduler.from_pretrained(anchor.file("scheduler"))
 
     def _load(self, network, folder: Path) -> torch.nn.Module:
+        name = f"{folder.parent.name}/{folder.name}"
         try:
             model, report = network.from_pretrained(
                 folder, torch_dtype=self.dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
             )
-        except (OSError, ValueError) as error:
-            raise InputError(f"The weights in '{folder}' cannot be read: {error}") from None
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"The weights in '{name}' cannot be read: {reason}") from None
         wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
         if wrong:
-            raise InputError(f"The weights in '{folder}' do not fit their configuration ('{wrong[0]}').")
+            raise InputError(f"The weights in '{name}' do not fit their configuration ('{wrong[0]}').")
         return model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+
+    def _check_channels(self, anchor: Anchor, part: str) -> None:
+        latents = self.autoencoder.config.latent_channels
+        expected = latents if part == "body" else 2 * latents + 1
+        found = self.unet.config.in_channels
+        if found != expected:
+            raise InputError(f"Anchor '{anchor.id}': '{part}/unet' has {found} input channels, expected {expected}.")
 
     def scheduler(self) -> DDIMScheduler:
         return self._scheduler
 
     def windows(self, available, options: Preset) -> Iterator[range]:
-        return (compat_windows if self.compat else native_windows)(available, options.window, options.overlap)
+        return self._list_windows(available, options.window, options.overlap)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latents of one picture. Raises InputError for an impossible picture size."""
         shrink = 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+        multiple = shrink * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if height % multiple or width % multiple:
+            raise InputError(f"This anchor paints multiples of {multiple} pixels, which {width}x{height} is not.")
         return self.autoencoder.config.latent_channels, height // shrink, width // shrink
 
     def encode(self, pictures: np.ndarray) -> tuple[Tensor]:
         return (torch.from_numpy(pictures).permute(0, 3, 1, 2),)
 
-    def predict(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor]) -> Tensor:
-        pictures = condition[0].to(self.device, self.dtype) / 255
-        conditional = self._noise(latents, timestep, pictures, self.embeddings["prompt"])
+    def predict(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+        """condition: mesh pictures uint8 (n, 3, height, width) and, for a face, inpainting channels (n, c, h, w)."""
+        pictures, *channels = condition
+        pictures = pictures.to(self.device, self.dtype) / 255
+        conditional = self._noise(latents, timestep, pictures, channels, self.embeddings["prompt"])
         if self.options.guidance <= 1:
             return conditional
-        unconditional = self._noise(latents, timestep, pictures, self.embeddings["negative"])
+        unconditional = self._noise(latents, timestep, pictures, channels, self.embeddings["negative"])
         return guide(unconditional, conditional, self.options.guidance)
 
-    def _noise(self, latents: Tensor, timestep: Tensor, pictures: Tensor, embedding: Tensor) -> Tensor:
+    def _noise(self, latents: Tensor, timestep: Tensor, pictures: Tensor, channels: list, embedding: Tensor) -> Tensor:
         """Noise prediction under one prompt embedding (1, tokens, width) for all frames of a window."""
         latents, embedding = latents.to(self.dtype), embedding.expand(len(latents), -1, -1)
         state = self.coupling.state
@@ -261,11 +281,12 @@ class StableDiffusionPainter:
             latents, timestep, embedding, pictures, self.options.condition_scale, return_dict=False
         )
         state.mid_residual = down[-1]
+        sample = torch.cat([latents, *channels], dim=1)
         return self.unet(
-            latents, timestep, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle
+            sample, timestep, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
 
-    def decode(self, latents: Tensor, condition: tuple[Tensor]) -> Tensor:
+    def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         latents = latents.to(self.dtype) / self.autoencoder.config.scaling_factor
         return to_bytes_range(torch.cat([self.autoencoder.decode(frame).sample for frame in latents.split(1)]))
 

@@ -3,10 +3,11 @@
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from avatar_app.mesh.body import LEFT_EYE, RIGHT_EYE, Body, Posed, check_expression_space
+from avatar_app.mesh.body import LEFT_EYE, RIGHT_EYE, Body, Posed, check_expression_space, landmark_vertices
 from avatar_app.mesh.skinning import joint_transforms
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
@@ -17,22 +18,27 @@ OPEN_FILE, LICENSED_FILE = "SMPLX_OPEN.npz", "SMPLX_NEUTRAL_2020.npz"
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "checkpoints" / "body"
 
 
-def load_body(directory: str | os.PathLike[str] | None = None, betas=None) -> "Body | SmplxBody":
+def load_body(
+    directory: str | os.PathLike[str] | None = None, betas=None, model: Literal["smplx", "open"] | None = None
+) -> "Body | SmplxBody":
     """The body in `directory` (default: checkpoints/body), with the shape numbers `betas`.
 
-    SMPLX_NEUTRAL_2020.npz goes first and understands "flame100" motions; the open body understands "arkit52"."""
+    SMPLX_NEUTRAL_2020.npz ("smplx") understands "flame100" motions, the open body ("open") "arkit52" ones; without
+    `model` the licensed one goes first. Raises InputError when it is not there."""
     directory = DEFAULT_DIRECTORY if directory is None else Path(directory)
-    if (directory / LICENSED_FILE).is_file():
+    if model != "open" and (directory / LICENSED_FILE).is_file():
         return SmplxBody(directory / LICENSED_FILE, betas)
-    if (directory / OPEN_FILE).is_file():
+    if model != "smplx" and (directory / OPEN_FILE).is_file():
         return Body.from_smplx_npz(directory / OPEN_FILE, betas)
-    raise InputError(f"There is no body in '{directory}': expected {OPEN_FILE} or {LICENSED_FILE}.")
+    wanted = {"smplx": LICENSED_FILE, "open": OPEN_FILE}.get(model, f"{OPEN_FILE} or {LICENSED_FILE}")
+    raise InputError(f"There is no body in '{directory}': expected {wanted}.")
 
 
 class SmplxBody:
     """A body of the SMPL-X layout posed by the `smplx` package (for the licensed model; the package has its licence).
 
-    Offers what `Body` offers to cameras and renderers: vertices, joints, faces, part, part_names, face_uv, pose."""
+    Offers what `Body` offers to cameras and renderers: vertices, joints, faces, part, part_names, face_uv,
+    landmarks, pose."""
 
     expression_space = "flame100"
     hand_mean = np.zeros((2, 15, 3), np.float32)  # smplx adds its own
@@ -58,6 +64,9 @@ class SmplxBody:
         if "ft" in optional:
             self.face_uv = optional["vt"].astype(np.float32)[optional["ft"].astype(np.int64)]
         self.part, self.part_names = self._parts(optional)
+        self.landmarks = landmark_vertices(
+            self.faces, self._model.lmk_faces_idx.numpy(), self._model.lmk_bary_coords.numpy()
+        )
 
     def pose(self, motion: Motion) -> Posed:
         """All frames of a motion. Raises InputError when its expression numbers mean nothing to this body."""

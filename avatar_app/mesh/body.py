@@ -41,6 +41,7 @@ class Body:
     expression (E, Ve, 3) deltas of the vertices expression_vertices (Ve,) int32, one per expression_names.
     jaw_corrective (V, 3): added in the rest pose with weight <jaw_direction (9,), vec(R_jaw - I)>.
     hand_mean (2, 15, 3): the relaxed hands, axis-angle rad, left first; hand poses of a Motion are relative to them.
+    landmarks (51,) int32: the vertices at the iBUG face landmarks 17..67 (brows, nose, eyes, mouth), or None.
     """
 
     vertices: np.ndarray
@@ -57,6 +58,7 @@ class Body:
     jaw_corrective: np.ndarray
     jaw_direction: np.ndarray
     hand_mean: np.ndarray
+    landmarks: np.ndarray | None = None
     expression_space: str = field(default="arkit52", init=False)
 
     def pose(self, motion: Motion) -> Posed:
@@ -129,6 +131,7 @@ class Body:
                 jaw_corrective=(jaw_block @ direction).reshape(-1, 3),
                 jaw_direction=direction.astype(np.float32),
                 hand_mean=np.stack([data["hands_meanl"], data["hands_meanr"]]).reshape(2, 15, 3),
+                landmarks=landmark_vertices(data["f"], data["lmk_faces_idx"], data["lmk_bary_coords"]),
             )
 
     def save(self, path) -> None:
@@ -159,6 +162,8 @@ class Body:
             "jaw_direction": self.jaw_direction,
             "hand_mean": self.hand_mean,
         }
+        if self.landmarks is not None:
+            tensors["landmarks"] = self.landmarks
         names = {"part_names": self.part_names, "expression_names": self.expression_names}
         metadata = {key: json.dumps(value) for key, value in names.items()} | {"format": "body-rig-1"}
         save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, path, metadata=metadata)
@@ -210,7 +215,13 @@ class Body:
             jaw_corrective=jaw_corrective,
             jaw_direction=tensors["jaw_direction"],
             hand_mean=tensors["hand_mean"],
+            landmarks=tensors.get("landmarks"),
         )
+
+
+def landmark_vertices(faces: np.ndarray, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Landmarks on triangles, face (L,) and barycentric weights (L, 3), -> the nearest corner of each, (L,) int32."""
+    return faces[face, weights.argmax(axis=1)].astype(np.int32)
 
 
 def check_expression_space(body, motion: Motion) -> None:

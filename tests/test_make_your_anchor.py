@@ -1,0 +1,388 @@
+"""Anchors of Make-Your-Anchor's kind: the numbers of the original code, its face pass, the import of its checkpoints.
+
+`data/make_your_anchor` holds tiny networks with random weights and what the original code computed with them.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from diffusers import UNet2DConditionModel as UNet
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+from safetensors.torch import save_file
+
+from avatar_app.anchors import Anchor, Compat, Preset, seal_anchor
+from avatar_app.diffusion import alignment, inpainting
+from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
+from avatar_app.diffusion.denoise import overlapped_denoise, stream_denoise
+from avatar_app.diffusion.generator import FrameGenerator, StableDiffusionPainter
+from avatar_app.mesh.camera import Camera
+from avatar_app.mesh.conditions import PART, render_conditions
+from talkshow_bridge.errors import InputError
+from talkshow_bridge.motion import Motion
+
+DATA = Path(__file__).parent / "data" / "make_your_anchor"
+
+
+def variant(anchor: Anchor, **changes) -> Anchor:
+    """The same package under a changed manifest; a body that is loaded already is kept."""
+    other = Anchor(anchor.folder, anchor.manifest.model_copy(update=changes))
+    if "body" in anchor.__dict__:
+        other.__dict__["body"] = anchor.body
+    return other
+
+
+def habits(anchor: Anchor, **flags: bool) -> Anchor:
+    """The same package with some of the original's habits changed."""
+    return variant(anchor, compat=anchor.manifest.compat.model_copy(update=flags))
+
+
+def arrays(name: str) -> dict[str, np.ndarray]:
+    with np.load(DATA / name) as file:
+        return {key: file[key] for key in file.files}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in arrays("golden.npz").items()}
+
+
+@pytest.fixture(scope="module")
+def mesh_pictures() -> np.ndarray:
+    """(22, 64, 64, 3) uint8 RGB, resized as the original does it."""
+    files = sorted((DATA / "frames").glob("*.png"))
+    return np.stack([np.asarray(Image.open(f).convert("RGB").resize((64, 64), Image.LANCZOS)) for f in files])
+
+
+@pytest.fixture(scope="module")
+def original_anchor(tmp_path_factory, golden, tiny_camera) -> Anchor:
+    folder = tmp_path_factory.mktemp("original") / "original"
+    for source, target in [("unet", "body/unet"), ("controlnet", "body/controlnet"), ("vae",) * 2, ("scheduler",) * 2]:
+        shutil.copytree(DATA / source, folder / target)
+    save_file({name: golden[name] for name in ("prompt", "negative")}, folder / "body" / "embeddings.safetensors")
+    preset = {"steps": 4, "guidance": 7.5, "window": 8, "overlap": 2, "condition_scale": 2.0}
+    return seal_anchor(
+        folder,
+        {
+            "id": "original",
+            "name": "Random weights",
+            "licence": "CC0-1.0",
+            "consent": "nobody is shown",
+            "kind": "stable-diffusion",
+            "fps": 30,
+            "width": 64,
+            "height": 64,
+            "camera": tiny_camera.to_dict(),
+            "condition": "mesh-picture",
+            "cross_frame_attention": True,
+            "compat": "make-your-anchor",
+            "presets": dict.fromkeys(("draft", "standard", "best"), preset),
+        },
+    )
+
+
+ORIGINAL_RUNS = {  # name: (frames, window, overlap, steps, guidance, condition scale)
+    "full": (22, 8, 2, 4, 7.5, 2.0),
+    "tail": (20, 8, 2, 4, 7.5, 2.0),
+    "short": (5, 16, 4, 4, 7.5, 2.0),
+    "steps20": (10, 8, 2, 20, 3.0, 1.0),
+    "nooverlap": (16, 8, 0, 4, 7.5, 2.0),
+    "single": (1, 16, 4, 4, 7.5, 2.0),
+}
+
+
+@pytest.mark.parametrize("run", ORIGINAL_RUNS)
+def test_compat_anchor_repeats_the_original_latents(run, golden, mesh_pictures, original_anchor):
+    length, window, overlap, steps, guidance, scale = ORIGINAL_RUNS[run]
+    options = Preset(steps=steps, guidance=guidance, window=window, overlap=overlap, condition_scale=scale)
+    painter = StableDiffusionPainter(original_anchor, "body", options, torch.device("cpu"), torch.float32)
+    scheduler = painter.scheduler()
+    scheduler.set_timesteps(steps)
+
+    def predict(latents, timestep, frames):
+        return painter.predict(latents, timestep, painter.encode(mesh_pictures[frames]))
+
+    with torch.inference_mode():
+        windows = painter.windows(lambda count: min(count, length), options)
+        latents = torch.cat([part for _, part in stream_denoise(predict, scheduler, golden["noise"], windows)])
+        assert torch.allclose(latents, golden[run], atol=3e-4)
+        if run == "full":
+            pixels = painter.decode(latents[:4], ()).to(torch.uint8).permute(0, 2, 3, 1)
+            assert (pixels == golden["pixels"]).float().mean() > 0.999
+
+
+def test_generator_streams_a_compat_anchor(mesh_pictures, original_anchor):
+    generator = FrameGenerator(original_anchor, original_anchor.preset("standard", {"steps": 2}), seed=1)
+    whole = np.concatenate(list(generator.frames(iter([mesh_pictures]))))
+    parts = np.concatenate(list(generator.frames(iter(np.split(mesh_pictures, [3, 4, 15])))))
+    assert whole.shape == (22, 64, 64, 3) and whole.dtype == np.uint8
+    assert np.array_equal(whole, parts)
+
+
+@pytest.mark.parametrize("first_and_last,expected", [(False, "unit_out"), (True, "unit_first_last")])
+def test_coupling_repeats_one_window_and_comes_off(golden, first_and_last, expected):
+    unet, controlnet = UNet.from_pretrained(DATA / "unet"), ControlNetModel.from_pretrained(DATA / "controlnet")
+    video, condition = golden["unit_x"], golden["unit_cond"].float() / 255  # (2, channels, 8 frames, h, w)
+    before = set(unet.attn_processors.values())
+
+    @torch.inference_mode()
+    def run(video, condition, state=None):
+        frames = video.shape[2]
+        sample, picture = (x.transpose(1, 2).flatten(0, 1) for x in (video, condition))
+        embedding = golden["unit_emb"].repeat_interleave(frames, 0)
+        down, middle = controlnet(sample, golden["unit_t"], embedding, picture, 2.0, return_dict=False)
+        if state:
+            state.mid_residual = down[-1]
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        return unet(sample, golden["unit_t"], embedding, **residuals).sample.unflatten(0, (2, frames)).transpose(1, 2)
+
+    coupling = FrameCoupling(unet, controlnet, first_and_last=first_and_last, pooled_norm=True, residual_into_mid=True)
+    coupling.state.frames = 8
+    assert torch.allclose(run(video, condition, coupling.state), golden[expected], atol=2e-5)
+    coupling.remove()
+    assert set(unet.attn_processors.values()) == before
+    plain = run(video[:, :, :1], condition[:, :, :1])[:, :, 0]
+    assert torch.allclose(plain, golden["unit_plain_one_frame"], atol=2e-5)
+
+
+def test_cross_frame_attention_alone():
+    data = {name: torch.from_numpy(array) for name, array in arrays("attention.npz").items()}
+    attention = Attention(query_dim=16, heads=2, dim_head=8)
+    attention.load_state_dict({name[2:]: value for name, value in data.items() if name.startswith("w_")})
+    state = WindowState(frames=3)
+    for processor, name in [
+        (CrossFrameAttention(state), "full"),
+        (CrossFrameAttention(state, first_and_last=True), "first_last"),
+    ]:
+        attention.set_processor(processor)
+        assert torch.allclose(attention(data["hidden"]), data[name], atol=1e-6)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path, original_anchor):
+    broken = tmp_path / "broken"
+    shutil.copytree(original_anchor.folder, broken)
+    config = broken / "body" / "unet" / "config.json"
+    config.write_text(config.read_text().replace('"layers_per_block": 1', '"layers_per_block": 2'))
+    with pytest.raises(InputError, match="unet"):
+        FrameGenerator(Anchor(broken, original_anchor.manifest), original_anchor.preset("draft"))
+
+
+# ----------------------------------------------------------------------------- the face pass
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts of the face networks (unet, controlnet, vae) and of CLIP (vision, text), all tiny and random."""
+    packed = arrays("weights.npz")
+    flat = torch.from_numpy(packed["planes"].T.copy().view(np.float32)[:, 0])
+    states, start = {}, 0
+    for name, shape in json.loads(packed["shapes"].tobytes()).items():
+        network, key = name.split("/", 1)
+        count = int(np.prod(shape))
+        states.setdefault(network, {})[key] = flat[start : start + count].reshape(shape).clone()
+        start += count
+    return states
+
+
+def write_networks(folder: Path, states: dict, unet_channels: int = 9) -> None:
+    """unet/, controlnet/ and vae/ as diffusers folders."""
+    for name in ("unet", "controlnet", "vae"):
+        config = json.loads((DATA / name / "config.json").read_text())
+        if name == "unet":
+            config["in_channels"] = unet_channels
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(config))
+        save_file(states[name], folder / name / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def face_golden() -> dict[str, np.ndarray]:
+    return arrays("face.npz")
+
+
+@pytest.fixture(scope="module")
+def portrait_camera() -> Camera:
+    return Camera.look_at((0, 0.32, 2), (0, 0.32, 0), focal=400, width=64, height=64)
+
+
+@pytest.fixture(scope="module")
+def face_anchor(original_anchor, weights, face_golden, portrait_camera, tmp_path_factory) -> Anchor:
+    """The original anchor with its face networks; it shows the open body."""
+    folder = tmp_path_factory.mktemp("face") / "withface"
+    shutil.copytree(original_anchor.folder, folder)
+    write_networks(folder / "face", weights)
+    prompts = {name: torch.from_numpy(face_golden[f"{name}_embeds"]) for name in ("prompt", "negative")}
+    save_file(prompts, folder / "face" / "embeddings.safetensors")
+    manifest = original_anchor.manifest.model_dump() | {
+        "id": "withface",
+        "camera": portrait_camera.to_dict(),
+        "face": {"resolution": 64, "guidance": 3.5},
+        "body": {"model": "open"},
+    }
+    anchor = seal_anchor(folder, manifest)
+    assert anchor.body.landmarks.shape == (51,)
+    return anchor
+
+
+def test_face_pass_repeats_the_original_numbers(face_anchor, face_golden):
+    options = Preset(steps=5, guidance=3.5)
+    painter = StableDiffusionPainter(face_anchor, "face", options, torch.device("cpu"), torch.float32)
+    noise = inpainting.posterior_noise(inpainting.ORIGINAL_BATCH, painter.latent_shape(64, 64))
+    assert torch.equal(noise[:3], torch.from_numpy(face_golden["posterior_noise"]))
+    with torch.inference_mode():
+        channels = inpainting.inpainting_channels(painter, face_golden["face"], face_golden["mask"], noise[:3])
+        kept, latents = channels.split((1, 4), dim=1)
+        assert np.array_equal((face_golden["mask"] >= 128)[:, None], face_golden["mask_pixels"])
+        assert np.array_equal(kept, face_golden["mask_latent"])
+        np.testing.assert_allclose(latents, face_golden["masked_image_latents"], atol=1e-6)
+        condition = (*painter.encode(face_golden["control"]), channels)
+        scheduler = painter.scheduler()
+        scheduler.set_timesteps(5)
+        start = torch.from_numpy(face_golden["init_latent_single"])
+        result = overlapped_denoise(lambda x, t, _: painter.predict(x, t, condition), scheduler, start, [range(3)])
+        np.testing.assert_allclose(result, face_golden["latents"][-1], atol=5e-5)  # values up to 25
+        pixels = painter.decode(result, condition)
+        np.testing.assert_allclose(pixels[0].permute(1, 2, 0)[::4] / 255, face_golden["image"], atol=5e-6)
+        assert np.mean(pixels.round().permute(0, 2, 3, 1)[:, ::4].numpy() == face_golden["outputs"]) > 0.999
+
+
+@pytest.fixture(scope="module")
+def geometry() -> dict[str, np.ndarray]:
+    return arrays("geometry.npz")
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """(512, 512, 3) uint8 RGB."""
+    return np.asarray(Image.open(DATA / "photo.webp").convert("RGB"))
+
+
+def test_five_points_give_the_original_matrix(geometry):
+    for points, matrix in zip(geometry["landmarks"], geometry["matrices"], strict=True):
+        np.testing.assert_allclose(alignment.similarity(points), matrix, atol=1e-4)
+        np.testing.assert_allclose(alignment.inverse(alignment.inverse(matrix)), matrix, atol=1e-9)
+
+
+def test_crop_and_blend_repeat_the_original_to_the_bit(geometry, photo):
+    crop = alignment.warp(photo, geometry["M"], 512, 512)
+    assert np.array_equal(crop[8::32], geometry["crop"])
+    for case in ("", "_edge"):
+        matrix = geometry["M" + case]
+        blended = alignment.paste_square(photo, geometry["face"], matrix)
+        changed = np.argwhere((blended != photo).any(axis=-1))
+        (top, left), (bottom, right) = changed.min(axis=0), changed.max(axis=0) + 1
+        assert (top, left) == tuple(geometry["corner" + case])
+        assert np.array_equal(blended[top:bottom:6, left:right], geometry["blended" + case])
+        mask = alignment.square_mask(matrix, 512, 512)
+        np.testing.assert_allclose(mask[::8, ::8], geometry["mask" + case], atol=1e-7)
+
+
+def test_mask_is_widened_turned_over_and_resized_as_in_the_original(geometry):
+    keep = inpainting.keep_mask((geometry["parsing"] >= 1) & (geometry["parsing"] <= 13))
+    assert np.array_equal(keep[::4, ::4], geometry["keep"])
+    assert np.array_equal(alignment.resize(keep, 256), geometry["keep_256"])
+
+
+def test_resize_keeps_what_it_can(photo):
+    assert np.array_equal(alignment.resize(photo, 512), photo)
+    assert np.array_equal(alignment.resize(alignment.resize(photo[:8, :8], 512), 8).shape, (8, 8, 3))
+
+
+def test_points_and_aligned_camera_agree(face_anchor, portrait_camera):
+    """The mesh, seen through the camera of the crop, has its landmarks where the matrix takes them."""
+    body = face_anchor.body
+    motion = Motion.rest(2, 30)
+    motion.body[1, 14] = (0.1, 0.4, 0.3)  # the head turns
+    vertices = body.pose(motion).vertices
+    for posed, points in zip(vertices, inpainting.five_points(body, vertices, portrait_camera), strict=True):
+        matrix = alignment.similarity(points)
+        crop = inpainting.aligned_camera(portrait_camera, matrix)
+        seen = inpainting.five_points(body, posed[None], crop)[0]
+        np.testing.assert_allclose(seen, np.c_[points, np.ones(5)] @ matrix.T, atol=1e-6)
+        assert np.abs(seen - alignment.TEMPLATE).max() < 45
+        maps = render_conditions(body, posed[None], crop)[0]
+        face = inpainting.FaceMask(body)(maps)
+        assert 0.15 < face.mean() < 0.5 and face[round(seen[2, 1]), round(seen[2, 0])]
+        assert (maps[..., PART] > 0)[~face].mean() > 0.05  # neck and scalp
+
+
+@pytest.fixture
+def mesh_pictures_by_hand(monkeypatch):
+    """Grey mesh pictures without OpenGL."""
+
+    def draw(body, vertices, camera):
+        maps = render_conditions(body, vertices, camera)
+        return np.repeat((maps[..., PART] > 0).astype(np.uint8) * 150, 3).reshape(*maps.shape[:3], 3)
+
+    monkeypatch.setattr("avatar_app.mesh.pyrender_style.render_mesh_pictures", draw)
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_face_pass_changes_the_face_alone_however_it_is_cut(face_anchor, mesh_pictures_by_hand, square):
+    anchor = habits(face_anchor, square_face_mask=square)
+    motion = Motion.rest(5, 30)
+    motion.body[:, 14, 1] = np.linspace(0, 0.4, 5)
+    vertices = anchor.vertices(motion)
+    frames = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
+    options = anchor.preset("draft", {"steps": 1})
+    whole = inpainting.FaceInpainter(anchor, options).enhance(frames, vertices, before=True)
+    assert np.array_equal(whole[:, :, :64], frames)
+    whole = whole[:, :, 64:]
+    changed = (whole != frames).any(axis=-1)
+    assert 0.02 < changed[0].mean() < (1 if square else 0.6)
+    enhancer = inpainting.FaceInpainter(anchor, options)
+    parts = [enhancer.enhance(frames[a:b], vertices[a:b]) for a, b in ((0, 1), (1, 5))]
+    assert np.abs(np.concatenate(parts).astype(int) - whole).max() <= 1
+
+
+def test_face_pass_needs_networks_and_landmarks(original_anchor, face_anchor, tiny_body):
+    with pytest.raises(InputError, match="no face networks"):
+        inpainting.FaceInpainter(original_anchor, original_anchor.preset("draft"))
+    bare = variant(face_anchor)
+    bare.__dict__["body"] = tiny_body
+    with pytest.raises(InputError, match="no facial landmarks"):
+        inpainting.FaceInpainter(bare, bare.preset("draft"))
+
+
+# ----------------------------------------------------------------------------- flags, sizes, channels
+
+
+def test_compat_is_one_flag_per_habit(original_anchor, face_anchor):
+    assert original_anchor.manifest.compat == Compat(**dict.fromkeys(Compat.model_fields, True))
+    manifest = original_anchor.manifest
+    for value, expected in ((False, Compat()), ({"pooled_norm": True}, Compat(pooled_norm=True))):
+        assert type(manifest).model_validate(manifest.model_dump() | {"compat": value}).compat == expected
+
+
+@pytest.mark.parametrize("flag", ["pooled_norm", "residual_into_mid", "original_windows", "truncate_pixels"])
+def test_every_flag_of_the_body_matters(original_anchor, mesh_pictures, flag):
+    def render(anchor):
+        options = anchor.preset("draft", {"steps": 1})
+        return np.concatenate(list(FrameGenerator(anchor, options).frames(iter([mesh_pictures[:9]]))))
+
+    assert not np.array_equal(render(habits(original_anchor, **{flag: False})), render(original_anchor))
+
+
+def test_guidance_of_one_works(original_anchor, mesh_pictures):
+    for guidance in (0.5, 1.0):
+        options = original_anchor.preset("draft", {"steps": 1, "guidance": guidance})
+        assert len(next(FrameGenerator(original_anchor, options).frames(iter([mesh_pictures[:2]])))) == 2
+
+
+def test_sizes_and_channels_that_do_not_fit_are_refused(original_anchor, face_anchor, mesh_pictures):
+    with pytest.raises(InputError, match="multiples of 16 pixels, which 64x56"):
+        list(FrameGenerator(original_anchor, original_anchor.preset("draft")).frames(iter([mesh_pictures[:, :56]])))
+    options = face_anchor.preset("draft")
+    (face_anchor.folder / "body" / "unet").rename(face_anchor.folder / "body" / "aside")
+    shutil.copytree(face_anchor.folder / "face" / "unet", face_anchor.folder / "body" / "unet")
+    try:
+        with pytest.raises(InputError, match="'body/unet' has 9 input channels, expected 4"):
+            FrameGenerator(face_anchor, options)
+    finally:
+        shutil.rmtree(face_anchor.folder / "body" / "unet")
+        (face_anchor.folder / "body" / "aside").rename(face_anchor.folder / "body" / "unet")
