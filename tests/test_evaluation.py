@@ -1,16 +1,25 @@
 """The gesture measures: each says what it should about a motion made to show it."""
 
+import json
+import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from avatar_app.cli import main
+from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.curves import minimum_jerk
+from talkshow_bridge.errors import InputError
 from talkshow_bridge.evaluation import gestures as measures
+from talkshow_bridge.evaluation import table
 from talkshow_bridge.evaluation.gestures import FPS, GestureMetrics, frechet_distance, measure, pairwise_distance
+from talkshow_bridge.evaluation.phone_alignment import align_folder
 from talkshow_bridge.motion import Motion
 from talkshow_bridge.prosody import Prosody
 from talkshow_bridge.skeleton import LEFT, RIGHT, forward, index, joint_positions, reach
+from tests.speech import write_speech
 
 SECONDS = 20
 
@@ -155,3 +164,73 @@ def test_odd_motions_are_measured_too():
         assert {field.name for field in fields(GestureMetrics)} >= {"jerk", "limits"}
         assert figures.limits == 0
     assert joint_positions(Motion.rest(1).body).shape == (1, 22, 3)
+
+
+# ---- the table
+
+
+class Dummy:
+    """A generator whose motion is known."""
+
+    styles = ("calm", "lively")
+
+    def generate(self, speech: Speech, seed: int = 0, style: str = "calm") -> Motion:
+        times = np.arange(1.0, speech.duration, 2.0) + 0.1 * seed
+        return strokes_at(times, 0.15 if style == "lively" else 0.06)[: speech.frame_count(30)]
+
+
+def rows_of(markdown: str) -> dict[str, list[str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines()]
+    assert len({len(line) for line in lines}) == 1 and set(lines[1]) == {"---"}
+    return {line[0]: line[1:] for line in [lines[0], *lines[2:]]}
+
+
+def test_table_of_our_motion_talkshow_and_a_reference(tmp_path):
+    speech = load_speech(write_speech(tmp_path / "clip.wav", 4.0))
+    motion = Dummy().generate(speech)
+    takes = [motion.to_talkshow(), Dummy().generate(speech, 1).to_talkshow()]
+    np.save(tmp_path / "clip.npy", np.concatenate(takes))
+    np.save(tmp_path / "silent.npy", takes[0])
+    others = table.talkshow_outputs(tmp_path)
+    assert [len(takes) for takes in others.takes] == [2, 1] and others.prosodies[1] is None
+    reference = [strokes_at(np.arange(k + 1, 18)) for k in range(3)]
+    columns = [*table.generated(Dummy(), [speech]), others, table.reference_column(reference)]
+    rows = rows_of(table.gesture_table(columns, reference))
+    assert rows["gestures"] == ["wanted", "ours, calm", "ours, lively", "TalkSHOW outputs", "reference"]
+    assert rows["clips / seconds"][1:] == ["3 / 12", "3 / 12", "3 / 12", "3 / 60"]
+    calm, lively = (float(cell) for cell in rows["wrist speed, mean m/s"][1:3])
+    assert 0 < calm < lively
+    assert rows["strokes on strong syllables, z"][-1] == "" and rows["times faster than real time"][-1] == ""
+    assert float(rows["Frechet distance from the reference, cm^2"][-1]) == pytest.approx(0, abs=1)
+    assert float(rows["wrists apart between takes, m"][3]) > 0
+
+
+def test_bench_on_the_command_line(tmp_path, capsys):
+    speech = write_speech(tmp_path / "clip.wav", 3.0)
+    assert main(["bench", "motion", "--speech", str(speech)]) == 0
+    rows = rows_of(capsys.readouterr().out.strip())
+    assert rows["gestures"][:2] == ["wanted", "ours, calm"]
+    for option in ("--talkshow-outputs", "--reference", "--lips"):
+        assert main(["bench", "motion", "--speech", str(speech), option, str(tmp_path / "nowhere")]) == 2
+        assert "nowhere" in capsys.readouterr().err
+
+
+def test_phones_by_pocketsphinx(tmp_path):
+    pytest.importorskip("pocketsphinx")
+    text = (
+        "Welcome to our Monday program about small ideas with a big future. My neighbor built a boat from five old "
+        "doors, and believe me, people love it! We will show you how, step by step, before the movie begins."
+    )
+    shutil.copy(Path(__file__).parents[1] / "samples" / "english.opus", tmp_path)
+    (tmp_path / "english.txt").write_text(text)
+    entry = json.loads(align_folder(tmp_path).read_text())["english"]
+    phones = [phone for _, _, phone in entry["phones"] if phone != "SIL"]
+    assert phones[:7] == ["W", "EH", "L", "K", "AH", "M", "T"] and phones.count("B") == 9
+    starts = [start for start, _, _ in entry["phones"]]
+    assert starts == sorted(starts) and entry["phones"][-1][1] <= entry["dur"] + 0.1
+
+
+def test_recordings_without_text_are_refused(tmp_path):
+    write_speech(tmp_path / "clip.wav", 1.0)
+    with pytest.raises(InputError, match="pocketsphinx|transcript"):
+        align_folder(tmp_path)
