@@ -18,14 +18,16 @@ ACTIVE_RANGE = 6.9  # natural log of power: 30 dB below the loud frames still co
 QUIETEST_MEAN = -8.0  # a recording below this level is silence, not quiet speech
 
 
+def mel_edges() -> np.ndarray:
+    """(BANDS + 2,) Hz: edges and centres of the filters, equally spaced on the mel scale 2595 log10(1 + f/700)."""
+    low, high = (2595.0 * np.log10(1.0 + hz / 700.0) for hz in (LOW_HZ, HIGH_HZ))
+    return 700.0 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595.0) - 1.0)
+
+
 @lru_cache(maxsize=1)
 def mel_bank() -> torch.Tensor:
-    """(BANDS, FFT/2+1) triangular filters, equally spaced on the mel scale 2595 log10(1 + f/700)."""
-
-    def mel(hz: float) -> float:
-        return 2595.0 * np.log10(1.0 + hz / 700.0)
-
-    edges = 700.0 * (10 ** (np.linspace(mel(LOW_HZ), mel(HIGH_HZ), BANDS + 2) / 2595.0) - 1.0)
+    """(BANDS, FFT/2+1) triangular filters."""
+    edges = mel_edges()
     bins = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)
     rise = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     fall = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]

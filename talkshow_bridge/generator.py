@@ -15,7 +15,7 @@ from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
 from talkshow_bridge.gestures import STYLES, Gestures, Style, synthesize
 from talkshow_bridge.lip_net import LipNet
-from talkshow_bridge.lips import mouth
+from talkshow_bridge.lips import effort_of, mouth
 from talkshow_bridge.motion import ARKIT_52, Motion
 from talkshow_bridge.presence import Presence
 from talkshow_bridge.prosody import analyse
@@ -65,7 +65,7 @@ class MotionGenerator:
         count = speech.frame_count(fps)
         mels = log_mel(speech.samples)
         gestures = synthesize(analyse(speech.samples, mels), count, fps, seed, style, energy)
-        jaw, expression = mouth(self.lips.run(mels), count, fps)
+        jaw, expression = mouth(self.lips.run(mels), count, fps, effort_of(mels))
         add_upper_face(expression, gestures)
         meta = {
             "generator": "avatar_app procedural gestures, lip net", "seed": seed, "energy": energy,

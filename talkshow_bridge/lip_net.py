@@ -26,9 +26,9 @@ CHUNK = 3000  # control frames computed at a time (one minute)
 class Block(nn.Module):
     """Residual block: layer norm over channels, dilated 3-tap convolution, GELU, pointwise projection."""
 
-    def __init__(self, channels: int, dilation: int) -> None:
+    def __init__(self, channels: int, dilation: int, dropout: float) -> None:
         super().__init__()
-        self.dilation = dilation
+        self.dilation, self.dropout = dilation, dropout
         self.norm = nn.LayerNorm(channels)
         self.taps = nn.Linear(3 * channels, channels)
         self.project = nn.Linear(channels, channels)
@@ -37,17 +37,19 @@ class Block(nn.Module):
         frames, d = x.shape[1], self.dilation
         padded = F.pad(self.norm(x), (0, 0, d, d))
         taps = torch.cat([padded[:, k * d : k * d + frames] for k in range(3)], dim=-1)
-        return x + self.project(F.gelu(self.taps(taps)))
+        return x + F.dropout(self.project(F.gelu(self.taps(taps))), self.dropout, self.training)
 
 
 class LipNet(nn.Module):
     """Normalised log-mels [B, 2T, 40] at 100 Hz -> logits of the controls [B, T, 16] and phone classes [B, T, 17]."""
 
-    def __init__(self, channels: int = 176, dilations: tuple[int, ...] = 3 * (1, 2, 4, 8)) -> None:
+    def __init__(
+        self, channels: int = 176, dilations: tuple[int, ...] = 3 * (1, 2, 4, 8), dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.channels, self.dilations = channels, tuple(dilations)
         self.stem = nn.Conv1d(BANDS, channels, 5, stride=2, padding=2)
-        self.blocks = nn.Sequential(*[Block(channels, d) for d in dilations])
+        self.blocks = nn.Sequential(*[Block(channels, d, dropout) for d in dilations])
         self.norm = nn.LayerNorm(channels)
         self.controls = nn.Linear(channels, len(CONTROLS))
         self.phones = nn.Linear(channels, PHONE_CLASSES)

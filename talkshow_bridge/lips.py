@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
+from talkshow_bridge.features import HOP, SAMPLE_RATE
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS
 from talkshow_bridge.motion import ARKIT_52
 
@@ -19,12 +20,25 @@ JAW_LAG = 0.02  # s over which the jaw comes up before a closure and goes down a
 PEAK_REACH = 4  # control frames on either side within which the highest value of the control is a closure's peak
 SURE = (0.08, 0.22)  # closure control at its peak: from maybe to surely closed
 HELD = (0.7, 0.9)  # closure control relative to its peak: from open to closed
+MEL_RATE = SAMPLE_RATE / HOP  # Hz
+SOFTEST, LOUDEST = 0.45, 1.25  # factors of the openings in the softest and the loudest speech
+SOFT = 5.0  # natural log of power (22 dB) below the loud syllables: as soft as speech gets
+EFFORT_SMOOTHING = 0.035  # s
 SMOOTHING = 0.014  # s, standard deviation of everything but contacts
 
 
-def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.ndarray]:
-    """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights."""
+def mouth(
+    controls: np.ndarray, count: int, fps: float, effort: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights.
+
+    effort: (M,) factor of all openings at 100 Hz (see `effort_of`); without it every vowel opens alike.
+    """
     values = _at_frames(controls, count, fps)
+    if effort is not None and len(effort):
+        factor = np.interp(np.arange(count) / fps, np.arange(len(effort)) / MEL_RATE, effort)
+        for name in ("jaw", "aperture", "upper_raise", "lower_drop"):
+            values[name] = values[name] * factor
     closed = values["closure"]
     teeth = _step(values["labiodental"], 0.22, 0.65) * (1 - closed)
     speaking = _step(values["speech"], 0.25, 0.6)
@@ -52,6 +66,15 @@ def mouth(controls: np.ndarray, count: int, fps: float) -> tuple[np.ndarray, np.
         "mouthSmile": 0.35 * spread,
     }
     return jaw.astype(np.float32), _expression(units, count)
+
+
+def effort_of(mels: np.ndarray) -> np.ndarray:
+    """(M, 40) log-mels -> (M,) how wide the speaker opens the mouth for it: about 1 in loud syllables, less in soft."""
+    if not len(mels):
+        return np.zeros(0)
+    level = np.log(np.exp(mels).sum(axis=1))
+    level = np.clip(1 + (level - np.percentile(level, 97)) / SOFT, 0, 1.1)
+    return SOFTEST + (LOUDEST - SOFTEST) * gaussian_filter1d(level, EFFORT_SMOOTHING * MEL_RATE, mode="nearest")
 
 
 def closing(closure: np.ndarray) -> np.ndarray:

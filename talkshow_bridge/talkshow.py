@@ -167,13 +167,13 @@ class TalkShow:
             return {}
         from talkshow_bridge.features import log_mel
         from talkshow_bridge.generator import add_upper_face
-        from talkshow_bridge.lips import mouth
+        from talkshow_bridge.lips import effort_of, mouth
         from talkshow_bridge.planner import STYLES
         from talkshow_bridge.presence import hold_presence
         from talkshow_bridge.prosody import analyse
 
         mels = log_mel(speech.samples)
-        jaw, expression = mouth(self.lips.run(mels), count, fps)
+        jaw, expression = mouth(self.lips.run(mels), count, fps, effort_of(mels))
         times, random = np.arange(count) / fps, np.random.default_rng(seed)
         prosody = analyse(speech.samples, mels)
         add_upper_face(expression, hold_presence(prosody, times, fps, STYLES["neutral"], 1.0, random))

@@ -24,12 +24,11 @@ from talkshow_bridge.lip_net import CONTROL_RATE
 from talkshow_bridge.training.phones import Segment, control_curves, phone_class
 from talkshow_bridge.training.recordings import aligned_segments, held_out, load_alignments
 from talkshow_bridge.training.sentences import DICTIONARIES, SENTENCES, word_salad
-from talkshow_bridge.training.voices import FESTIVAL, Espeak, Utterance, festival, flite, revoice
+from talkshow_bridge.training.voices import FESTIVAL, FESTIVAL_HELD_OUT, Espeak, Utterance, festival, flite, revoice
 
 log = logging.getLogger(__name__)
 ESPEAK_VARIANTS = [f"m{k}" for k in range(1, 9)] + [f"f{k}" for k in range(1, 6)]
 ESPEAK_SHARES = {"en-us": 6, "de": 4, "es": 4, "it": 3, "pt-br": 3, "fr": 2}  # any other language: 1
-FESTIVAL_HELD_OUT = "ked_diphone"  # a man's voice kept for choosing thresholds
 AUGMENTED_COPIES = 2
 REVOICED = 0.6  # share of the augmented copies of recordings that get another speaker's pitch and vocal tract
 FLITE_VOICES = ("rms", "awb", "kal16", "rms", "awb", "slt", "kal")  # mostly men: the recordings are of two women

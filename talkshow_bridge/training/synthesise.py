@@ -2,9 +2,11 @@
 
     python -m talkshow_bridge.training.synthesise joe --minutes 25 --texts RECORDINGS --out work/lips/joe
     python -m talkshow_bridge.training.synthesise kokoro --minutes 12 --texts RECORDINGS --out work/lips/kokoro
-    python -m talkshow_bridge.training.synthesise hibari --minutes 4 --texts RECORDINGS --out work/lips/hibari
+    python -m talkshow_bridge.training.synthesise hibari --minutes 3 --texts RECORDINGS --out work/lips/hibari
+    python -m talkshow_bridge.training.synthesise ked --minutes 3 --texts RECORDINGS --out work/lips/ked
 
-Kokoro takes about as long as it speaks. A run that is stopped goes on where it was.
+Hibari (a woman) and ked (Festival's diphones of a man) are for choosing thresholds and never trained on. Kokoro takes
+about as long as it speaks. A run that is stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from talkshow_bridge.features import SAMPLE_RATE
 from talkshow_bridge.training.neural_voices import KOKORO_VOICES, Hibari, Kokoro, Piper
 from talkshow_bridge.training.recordings import PHONES_FILE, held_out, load_alignments
 from talkshow_bridge.training.sentences import SENTENCES, word_salad
-from talkshow_bridge.training.voices import Utterance
+from talkshow_bridge.training.voices import FESTIVAL_HELD_OUT, Utterance, festival
 
 KOKORO_LANGUAGES = {"en-us": 0.3, "es": 0.25, "it": 0.12, "pt-br": 0.12, "fr": 0.11, "de": 0.1}
 MALE_SHARE = 0.6  # of Kokoro's utterances; it has one male voice, mixed with the others in turn
@@ -38,6 +40,11 @@ def hibari(texts: list[str], rng: np.random.Generator) -> Iterator[Utterance]:
     voice = Hibari()
     while True:
         yield voice.speak(str(rng.choice(texts)), rng.uniform(0.85, 1.15))
+
+
+def ked(texts: list[str], rng: np.random.Generator) -> Iterator[Utterance]:
+    while True:
+        yield from festival([str(text) for text in rng.choice(texts, 10)], FESTIVAL_HELD_OUT, rng.uniform(0.85, 1.15))
 
 
 def kokoro(texts: list[str], rng: np.random.Generator) -> Iterator[Utterance]:
@@ -58,7 +65,7 @@ def kokoro(texts: list[str], rng: np.random.Generator) -> Iterator[Utterance]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("voice", choices=("joe", "kokoro", "hibari"))
+    parser.add_argument("voice", choices=("joe", "kokoro", "hibari", "ked"))
     parser.add_argument("--texts", type=Path, required=True, help="recordings whose English training texts are spoken")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
@@ -69,7 +76,7 @@ def main() -> None:
     index = arguments.out / PHONES_FILE
     done = json.loads(index.read_text()) if index.exists() else {}
     rng = np.random.default_rng(len(done))
-    speak = {"joe": joe, "kokoro": kokoro, "hibari": hibari}[arguments.voice]
+    speak = {"joe": joe, "kokoro": kokoro, "hibari": hibari, "ked": ked}[arguments.voice]
     for spoken in speak(texts, rng):
         if sum(entry["dur"] for entry in done.values()) > arguments.minutes * 60:
             break

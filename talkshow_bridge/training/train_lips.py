@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from talkshow_bridge.features import BANDS, normalise
+from talkshow_bridge.features import BANDS, mel_edges, normalise
 from talkshow_bridge.lip_net import CONTROLS, LipNet
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,14 @@ RARITY = 5.0  # weight of a frame with contact against one without
 WEIGHTS = torch.tensor(
     [{"jaw": 3, "aperture": 3, "closure": 1, "labiodental": 1, "pucker": 2}.get(n, 1) for n in CONTROLS]
 )
+DROPOUT = 0.1
+VOCAL_TRACTS = (0.87, 1.15)  # factors of all frequencies
+CENTRES = mel_edges()[1:-1]  # Hz
 AVERAGE = 0.998  # decay of the running mean of the weights, which is what ships
 
 
 class Batches:
-    """Random 3 s crops, sources balanced, with on-line noise floor, tilt and band masking."""
+    """Random 3 s crops, sources balanced, with on-line vocal tracts, noise floors, tilts and band masks."""
 
     def __init__(self, paths: list[Path], seed: int) -> None:
         names = ("mels", "means", "controls", "classes", "counts", "sources")
@@ -70,7 +73,10 @@ class Batches:
         mels[:] = quiet + 0.3 * rng.standard_normal(mels.shape)
         mels[2 * inside.start : 2 * inside.stop] = own
         controls[inside], classes[inside] = self.controls[low:high], self.classes[low:high]
-        mean = self.means[item]
+        mean = self.means[item].astype(np.float32)
+        if rng.random() < 0.7:
+            factor = rng.uniform(*VOCAL_TRACTS)
+            mels[:], mean = other_vocal_tract(mels, factor), other_vocal_tract(mean, factor)
         if rng.random() < 0.5:
             floor = mean.mean() + rng.uniform(-10, -3)
             mels[:] = np.logaddexp(mels, floor + 0.5 * rng.standard_normal(mels.shape))
@@ -79,6 +85,14 @@ class Batches:
         for _ in range(rng.integers(0, 3)):
             band = int(rng.integers(0, BANDS - 5))
             mels[:, band : band + int(rng.integers(2, 6))] = 0.0
+
+
+def other_vocal_tract(mels: np.ndarray, factor: float) -> np.ndarray:
+    """(..., 40) log-mels with every frequency multiplied by `factor` (vocal tract length perturbation)."""
+    place = np.interp(CENTRES / factor, CENTRES, np.arange(BANDS))
+    low = np.minimum(place.astype(int), BANDS - 2)
+    share = (place - low).astype(np.float32)
+    return (1 - share) * mels[..., low] + share * mels[..., low + 1]
 
 
 def loss_of(logits: Tensor, phones: Tensor, controls: Tensor, classes: Tensor) -> Tensor:
@@ -121,7 +135,7 @@ def train(
     start: folder of an earlier net to begin from (see begin_from).
     """
     torch.manual_seed(seed)
-    net, average = LipNet(), LipNet()
+    net, average = LipNet(dropout=DROPOUT), LipNet()
     if start:
         begin_from(net, start)
     average.load_state_dict(net.state_dict())

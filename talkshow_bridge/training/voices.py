@@ -126,6 +126,7 @@ FESTIVAL = {  # voice: language; recorded diphones of men except lp (Italian), d
     "czech_machac": "cs", "czech_dita": "cs", "hy_fi_mv_diphone": "fi", "suo_fi_lj_diphone": "fi",
     "msu_ru_nsh_clunits": "ru", "upc_ca_ona_hts": "ca",
 }  # fmt: skip
+FESTIVAL_HELD_OUT = "ked_diphone"  # a man's voice kept for choosing thresholds
 _FESTIVAL_IPA = {  # phone names that are neither IPA nor ARPAbet
     "it": {"E": "ɛ", "O": "ɔ", "S": "ʃ", "Z": "ʒ", "tS": "tʃ", "dZ": "dʒ", "J": "ɲ", "ng": "ŋ", "nf": "ɱ", "L": "ʎ"},
     "cs": {"c": "ts", "c~": "tʃ", "ch": "x", "d~": "ɟ", "h": "ɦ", "n*": "ŋ", "n~": "ɲ", "r~": "ʒ", "r~*": "ʃ",
