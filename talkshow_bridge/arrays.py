@@ -46,6 +46,8 @@ def is_npy(path: str | os.PathLike[str]) -> bool:
 
 
 def _first_bytes(path: str | os.PathLike[str], count: int) -> bytes:
+    if not os.path.isfile(path):  # never open a pipe
+        return b""
     try:
         with open(path, "rb") as stream:
             return stream.read(count)
@@ -56,6 +58,7 @@ def _first_bytes(path: str | os.PathLike[str], count: int) -> bytes:
 def read_npz(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str, np.ndarray]:
     """The wanted arrays that a .npz holds; the others are not even looked at. Raises InputError in one sentence."""
     name = shown(Path(path))
+    _check_file(path)
     try:
         room = max(ROOM, MAX_RATIO * os.path.getsize(path))
         with zipfile.ZipFile(path) as archive:
@@ -69,12 +72,13 @@ def read_npz(path: str | os.PathLike[str], wanted: Collection[str]) -> dict[str,
     except InputError:
         raise
     except _DAMAGE:
-        raise InputError(_why_unreadable(path, ".npz")) from None
+        raise InputError(f"'{name}' is cut off, damaged or not a .npz file.") from None
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """The array of a .npy file. Raises InputError in one sentence."""
     name = shown(Path(path))
+    _check_file(path)
     try:
         with open(path, "rb") as stream:
             size = _header(stream, f"'{name}'").size
@@ -85,7 +89,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     except InputError:
         raise
     except _DAMAGE:
-        raise InputError(_why_unreadable(path, ".npy")) from None
+        raise InputError(f"'{name}' is cut off, damaged or not a .npy file.") from None
 
 
 def _read_member(archive: zipfile.ZipFile, entry: str, member: str) -> np.ndarray:
@@ -117,15 +121,12 @@ def _header(stream: BinaryIO, name: str) -> _Header:
     return header
 
 
-def _why_unreadable(path: str | os.PathLike[str], suffix: str) -> str:
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Raise InputError unless there is a file with something in it; pipes and devices are not opened."""
     file = Path(path)
-    try:
-        if not file.exists():
-            return f"There is no motion file '{shown(file)}'."
-        if not file.is_file():
-            return f"'{shown(file)}' is not a file."
-        if not file.stat().st_size:
-            return f"'{shown(file)}' is empty (0 bytes)."
-    except (OSError, ValueError):
-        pass
-    return f"'{shown(file)}' is cut off, damaged or not a {suffix} file."
+    if not os.path.exists(file):
+        raise InputError(f"There is no file '{shown(file)}'.")
+    if not os.path.isfile(file):
+        raise InputError(f"'{shown(file)}' is not a file.")
+    if not os.path.getsize(file):
+        raise InputError(f"'{shown(file)}' is empty (0 bytes).")

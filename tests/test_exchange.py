@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,7 @@ def bad_files(path: Path) -> dict[str, Callable]:
     return {
         "missing": lambda: None,
         "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
         "empty": lambda: path.write_bytes(b""),
         "text": lambda: path.write_text("frame,x,y,z\n" * 20),
         "pickle": lambda: path.write_bytes(b"\x80\x04\x95\x10\x00\x00\x00c__builtin__\neval\n"),

@@ -108,7 +108,7 @@ def face_paint(body) -> tuple[dict[str, tuple[float, float, float]], np.ndarray]
         part = body.part[face]
         if kinds[part] == _SKIN and _under_leotard(x, y, z, marks):
             paint[face] = numbers["leotard"]
-        elif kinds[part] == _SKIN and _brow(x, y, z, marks) > 0.3:
+        elif kinds[part] == _SKIN and _brow(x, y, z, marks) > 0.1:
             paint[face] = numbers["brows"]
         elif kinds[part] == _EYE and fronts[part, 2] - z < _IRIS_DEPTH:
             radius = np.hypot(x - fronts[part, 0], y - fronts[part, 1])
