@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
 if TYPE_CHECKING:
+    from avatar_app.anchors import Anchor
     from talkshow_bridge.motion import Motion
 
 
@@ -91,9 +92,28 @@ def _parser() -> argparse.ArgumentParser:
     anchors = commands.add_parser("anchors", help="list, import, export or verify presenters")
     actions = anchors.add_subparsers(metavar="action", required=True, parser_class=_Parser)
     actions.add_parser("list", help="what is installed").set_defaults(run=_anchors_list)
-    action = actions.add_parser("import", help="install an anchor package")
-    action.add_argument("file", help="anchor .zip")
+    action = actions.add_parser("import", help="install an anchor package or a Make-Your-Anchor checkpoint")
+    action.add_argument("file", help="anchor .zip, or the folder of a Make-Your-Anchor person checkpoint")
     action.add_argument("--replace", action="store_true", help="replace an installed anchor of the same id")
+    original = action.add_argument_group("for a checkpoint folder")
+    for name, text in (
+        ("base", "folder of Stable Diffusion 1.5 (vae, text_encoder, scheduler)"),
+        ("reference", "photo of the presenter as in training"),
+        ("camera", "JSON or npz: translation, betas, ... of the SMPL-X fit"),
+        ("consent", "who agreed to be shown, or why nobody had to"),
+        ("head-reference", "aligned photo of the head, for head networks"),
+        ("inpainting-base", "folder of its inpainting model, default: BASE"),
+        ("clip", "folder of clip-vit-base-patch32, default: beside BASE"),
+        ("name", "display name, default: the id"),
+        ("id", "default: from the folder's name"),
+        ("licence", "of the result, default: the checkpoint's own terms"),
+    ):
+        original.add_argument(f"--{name}", help=text)
+    original.add_argument(
+        "--body", choices=("smplx", "open"), help="your licensed SMPL-X (default) or the bundled body"
+    )
+    original.add_argument("--face-size", type=int, metavar="PIXELS", help="of the head networks, default 256")
+    original.add_argument("--half", action="store_true", help="keep the weights in 16 bits")
     action.set_defaults(run=_anchors_import)
     action = actions.add_parser("export", help="pack an anchor into a zip")
     action.add_argument("anchor")
@@ -200,8 +220,24 @@ def _anchors_list(options: argparse.Namespace) -> None:
 def _anchors_import(options: argparse.Namespace) -> None:
     from avatar_app.anchors import import_anchor
 
-    anchor = import_anchor(Path(options.file), replace=options.replace)
+    package = Path(options.file)
+    anchor = _import_checkpoint(options) if package.is_dir() else import_anchor(package, replace=options.replace)
     print(f"Installed {anchor.id} in {anchor.folder}")
+
+
+def _import_checkpoint(options: argparse.Namespace) -> Anchor:
+    for name in ("base", "reference", "camera", "consent"):
+        if not getattr(options, name):
+            raise InputError(f"A checkpoint folder needs --{name} (see `launch.py anchors import --help`).")
+    from avatar_app.import_original import Original, import_original
+
+    paths = ("base", "reference", "camera", "head_reference", "inpainting_base", "clip")
+    given = {field.name: getattr(options, field.name, None) for field in fields(Original)} | {
+        "checkpoint": options.file
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: Path(value) if name in (*paths, "checkpoint") else value for name, value in given.items()}
+    return import_original(Original(**given), replace=options.replace)
 
 
 def _anchors_export(options: argparse.Namespace) -> None:

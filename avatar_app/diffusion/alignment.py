@@ -63,19 +63,24 @@ def warp(picture: np.ndarray, matrix: np.ndarray, width: int, height: int) -> np
 
 
 def resize(picture: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear `cv2.resize` of a square uint8 picture (h, h[, c]) to (size, size[, c])."""
-    side, rest = len(picture), picture.shape[2:]
-    if side == 2 * size:  # where OpenCV averages 2 x 2 pixels instead
+    """Bilinear `cv2.resize` of a uint8 picture (h, w[, c]) to (size, size[, c])."""
+    height, width, *rest = picture.shape
+    if height == width == 2 * size:  # where OpenCV averages 2 x 2 pixels instead
         blocks = picture.reshape(size, 2, size, 2, *rest).sum(axis=(1, 3), dtype=int)
         return ((blocks + 2) >> 2).astype(np.uint8)
+    (left, right, across), (above, below, down) = _taps(width, size), _taps(height, size)
+    across, down = across.reshape(-1, *[1] * len(rest)), down.reshape(-1, 1, *[1] * len(rest))
+    rows = picture[:, left] * (2048 - across) + picture[:, right] * across
+    mixed = ((rows[above] >> 4) * (2048 - down) >> 16) + ((rows[below] >> 4) * down >> 16)
+    return ((mixed + 2) >> 2).astype(np.uint8)
+
+
+def _taps(side: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First and second source pixel of each target pixel, and the second's weight in 1/2048."""
     position = (np.arange(size) + 0.5) * (side / size) - 0.5
     first = np.floor(position).astype(int)
-    later = np.rint((position - first) * 2048).astype(int)
-    low, high = np.clip(first, 0, side - 1), np.clip(first + 1, 0, side - 1)
-    across, down = later.reshape(-1, *[1] * len(rest)), later.reshape(-1, 1, *[1] * len(rest))
-    rows = picture[:, low] * (2048 - across) + picture[:, high] * across
-    mixed = ((rows[low] >> 4) * (2048 - down) >> 16) + ((rows[high] >> 4) * down >> 16)
-    return ((mixed + 2) >> 2).astype(np.uint8)
+    weight = np.rint((position - first) * 2048).astype(int)
+    return np.clip(first, 0, side - 1), np.clip(first + 1, 0, side - 1), weight
 
 
 def square_mask(matrix: np.ndarray, width: int, height: int) -> np.ndarray:

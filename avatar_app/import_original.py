@@ -1,0 +1,301 @@
+"""An anchor package from a person checkpoint of the original Make-Your-Anchor.
+
+A checkpoint holds a UNet and a ControlNet for the body and, as a rule, for the head. All else comes from the user: the
+Stable Diffusion 1.5 folder that they were trained from, CLIP's picture encoder, a reference photo for each part, and
+the camera and shape that SHOW fitted to the training video.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+
+from avatar_app.anchors import Anchor, anchor_folders, load_anchor, seal_anchor
+from avatar_app.diffusion.alignment import resize
+from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
+from avatar_app.mesh.camera import Camera
+from avatar_app.weights import check_fit, find_weights, outline, place, read_config, read_weights
+from talkshow_bridge.arrays import read_npz
+from talkshow_bridge.errors import InputError, shown
+
+WEIGHTS = "diffusion_pytorch_model"
+STANDARD = {"steps": 20, "guidance": 7.5, "window": 16, "overlap": 4, "condition_scale": 2.0, "face": True}
+PRESETS = {"draft": STANDARD | {"steps": 10, "face": False}, "standard": STANDARD, "best": STANDARD}
+FACE = {"guidance": 3.5, "condition_scale": 1.0}
+FPS = 30
+LICENCE = "as the checkpoint and its base; not for redistribution unless these allow it"
+# numbers of the camera file: how many each may have
+FIGURES = {
+    "translation": (3,), "focal": (1,), "center": (2,), "width": (1,), "height": (1,),
+    "global_orient": (3,), "transl": (3,), "betas": range(1, 301),
+}  # fmt: skip
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Original:
+    """Everything that an anchor of the original's kind is made of.
+
+    checkpoint: folder with body/ and perhaps head/, each with unet/ and controlnet/ (or checkpoint-N/ with these); or
+    one of a body alone. base: Stable Diffusion 1.5 in diffusers folders; inpainting_base: the same of the inpainting
+    model, where its autoencoder and text encoder are others. clip: clip-vit-base-patch32; default: that name beside
+    `base`. reference, head_reference: photos; the latter an aligned crop of the head. camera: JSON or npz of `FIGURES`.
+    body: "smplx" for the user's licensed model, "open" for the bundled body. half: keep weights in 16 bits.
+    """
+
+    checkpoint: Path
+    base: Path
+    reference: Path
+    camera: Path
+    consent: str
+    head_reference: Path | None = None
+    inpainting_base: Path | None = None
+    clip: Path | None = None
+    name: str | None = None
+    id: str | None = None
+    licence: str = LICENCE
+    body: str = "smplx"
+    face_size: int = 256
+    half: bool = False
+
+
+def import_original(source: Original, replace: bool = False) -> Anchor:
+    """Check everything and write the package into the user's anchor folder.
+
+    Raises InputError in one sentence that names the file; then nothing is left behind."""
+    name = source.id or re.sub(r"[^a-z0-9_-]+", "-", source.checkpoint.resolve().name.lower()).strip("-_")
+    destination = anchor_folders()[0]
+    target = destination / name
+    if target.exists() and not replace:
+        raise InputError(f"An anchor '{name}' exists already; remove it first or ask to replace it.")
+    destination.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=destination) as temporary:
+        folder = Path(temporary) / "anchor"
+        folder.mkdir()
+        manifest = _assemble(source, folder) | {"id": name, "name": source.name or name}
+        seal_anchor(folder, manifest)
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(folder, target)
+    return load_anchor(target, verify=False)
+
+
+def find_stages(checkpoint: Path) -> dict[str, Path]:
+    """ "body" and perhaps "face" -> the folder that holds unet/ and controlnet/."""
+    if not checkpoint.is_dir():
+        raise InputError(f"There is no folder '{shown(checkpoint)}' with a Make-Your-Anchor checkpoint.")
+    if _holds_networks(checkpoint):
+        return {"body": _stage(checkpoint)}
+    if not (checkpoint / "body").is_dir():
+        raise InputError(
+            f"'{shown(checkpoint)}' is no Make-Your-Anchor checkpoint; "
+            "expected body/ and head/, or unet/ and controlnet/."
+        )
+    stages = {"body": _stage(checkpoint / "body")}
+    return stages | ({"face": _stage(checkpoint / "head")} if (checkpoint / "head").is_dir() else {})
+
+
+def read_figures(path: Path) -> dict[str, np.ndarray]:
+    """The numbers of `FIGURES` that a JSON or npz file gives. Raises InputError."""
+    found = read_npz(path, FIGURES) if path.suffix == ".npz" else _read_json(path)
+    figures = {}
+    for name, values in found.items():
+        if name not in FIGURES:
+            raise InputError(f"'{shown(path)}' has an unknown entry '{shown(name)}'; known are {', '.join(FIGURES)}.")
+        try:
+            numbers = np.asarray(values, np.float64).reshape(-1)
+        except (TypeError, ValueError):
+            numbers = np.array([math.nan])
+        if len(numbers) not in FIGURES[name] or not np.isfinite(numbers).all():
+            wanted = f"up to {FIGURES[name][-1]}" if name == "betas" else FIGURES[name][0]
+            raise InputError(f"'{name}' in '{shown(path)}' must be {wanted} finite numbers.")
+        if name in ("focal", "width", "height") and numbers[0] <= 0:
+            raise InputError(f"'{name}' in '{shown(path)}' must be more than 0.")
+        figures[name] = numbers
+    if "translation" not in figures:
+        raise InputError(f"'{shown(path)}' has no 'translation'; expected the camera's of SHOW's fit, three numbers.")
+    return figures
+
+
+def show_camera(figures: dict[str, np.ndarray]) -> Camera:
+    """SHOW's camera: level, 5000 pixels of focal length, in a world whose y points up and z to the viewer."""
+    width, height = (int(figures.get(name, [512])[0]) for name in ("width", "height"))
+    x, y, z = figures["translation"]
+    center = tuple(figures.get("center", (width / 2, height / 2)))
+    return Camera(float(figures.get("focal", [5000])[0]), center, width, height, (x, -y, z), np.diag((1, -1, -1)))
+
+
+def _assemble(source: Original, folder: Path) -> dict:
+    """Write all files of the package but its manifest, which is returned without id and name."""
+    stages, figures = find_stages(source.checkpoint), read_figures(source.camera)
+    camera = show_camera(figures)
+    references = {"body": source.reference, "face": source.head_reference}
+    bases = {"body": source.base, "face": source.inpainting_base or source.base}
+    sizes = {"body": (camera.width, camera.height), "face": (source.face_size, source.face_size)}
+    photos = {part: _read_photo(references[part], part) for part in stages}
+    clip = source.clip or source.base.resolve().parent / "clip-vit-base-patch32"
+    dtype = torch.float16 if source.half else torch.float32
+
+    _copy_scheduler(source.base, folder)
+    vae = _copy_network(AutoencoderKL, source.base / "vae", folder / "vae", dtype)
+    if "face" in stages and source.inpainting_base:
+        _copy_network(AutoencoderKL, source.inpainting_base / "vae", folder / "face" / "vae", dtype)
+    for part, stage in stages.items():
+        unet = _copy_stage(stage, folder / part, part, vae["latent_channels"], dtype)
+        _check_size(sizes[part], vae, unet)
+        tokens = {
+            "prompt": picture_tokens(clip, photos[part]),
+            "negative": empty_text_tokens(bases[part] / "text_encoder"),
+        }
+        for name, origin in (("prompt", clip), ("negative", bases[part] / "text_encoder")):
+            width = tokens[name].shape[-1]
+            if width != unet["cross_attention_dim"]:
+                raise InputError(
+                    f"'{place(origin)}' makes tokens {width} wide, '{place(stage)}/unet' expects "
+                    f"{unet['cross_attention_dim']}."
+                )
+        save_file(
+            {name: value.contiguous() for name, value in tokens.items()}, folder / part / "embeddings.safetensors"
+        )
+    thumbnail = ImageOps.contain(photos["body"], (512, 512))
+    thumbnail.save(folder / "thumbnail.jpg", quality=88)
+    open_body = source.body == "open"
+    return {
+        "description": "Imported from a Make-Your-Anchor checkpoint.",
+        "licence": source.licence,
+        "consent": source.consent,
+        "kind": "stable-diffusion",
+        "fps": FPS,
+        "width": camera.width,
+        "height": camera.height,
+        "expression_space": "arkit52" if open_body else "flame100",
+        "camera": camera.to_dict(),
+        "condition": "mesh-picture",
+        "cross_frame_attention": True,
+        "compat": "make-your-anchor",
+        "body": {"model": source.body, "betas": [] if open_body else figures.get("betas", np.zeros(0)).tolist()},
+        "placement": {name: figures[name].tolist() for name in ("global_orient", "transl") if name in figures},
+        "face": FACE | {"resolution": source.face_size} if "face" in stages else None,
+        "presets": PRESETS,
+    }
+
+
+def _holds_networks(folder: Path) -> bool:
+    return (folder / "unet").is_dir() or (folder / "controlnet").is_dir() or bool(_snapshots(folder))
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """checkpoint-N folders, the most trained last."""
+    numbered = [(re.fullmatch(r"checkpoint-(\d{1,9})", path.name), path) for path in folder.iterdir() if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
+
+
+def _stage(folder: Path) -> Path:
+    if not (folder / "unet").is_dir() and (snapshots := _snapshots(folder)):
+        folder = snapshots[-1]
+    for name in ("unet", "controlnet"):
+        if not (folder / name).is_dir():
+            raise InputError(f"'{place(folder)}' has no folder '{name}'; expected unet/ and controlnet/.")
+    return folder
+
+
+def _copy_stage(stage: Path, folder: Path, part: str, latents: int, dtype: torch.dtype) -> dict:
+    """Check and convert one pair of networks; returns the UNet's configuration."""
+    configs = {}
+    for name, network in (("unet", UNet2DConditionModel), ("controlnet", ControlNetModel)):
+        path = stage / name / "config.json"
+        config = read_config(path, f"a {network.__name__}")
+        if config.get("_class_name") != network.__name__:
+            raise InputError(f"'{place(path)}' describes a {config.get('_class_name')}; expected a {network.__name__}.")
+        expected = {"in_channels": 2 * latents + 1 if (name, part) == ("unet", "face") else latents}
+        if name == "controlnet":
+            expected |= {"conditioning_channels": 3}
+            expected |= {
+                key: configs["unet"][key] for key in ("block_out_channels", "layers_per_block", "cross_attention_dim")
+            }
+        else:
+            expected |= {"out_channels": latents}
+        configs[name] = config = dict(outline(network, config, path).config)
+        for key, wanted in expected.items():
+            if config[key] != wanted:
+                hint = " (a head network?)" if (key, config[key]) == ("in_channels", 2 * latents + 1) else ""
+                raise InputError(f"'{place(path)}' has {key} {config[key]}{hint}; expected {wanted} for the {part}.")
+        _copy_network(network, stage / name, folder / name, dtype)
+    return configs["unet"]
+
+
+def _copy_network(network: type, source: Path, folder: Path, dtype: torch.dtype) -> dict:
+    """Check one network's folder and write it as safetensors; returns its full configuration."""
+    path = source / "config.json"
+    config = read_config(path, f"a {network.__name__}")
+    model = outline(network, config, path)
+    weights = find_weights(source, WEIGHTS)
+    state = {_current_name(key): value for key, value in read_weights(weights).items() if ".norm_temp." not in key}
+    check_fit(state, model.state_dict(), weights)
+    folder.mkdir(parents=True)
+    model.save_config(folder)
+    save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, folder / f"{WEIGHTS}.safetensors")
+    return dict(model.config)
+
+
+def _current_name(key: str) -> str:
+    """Autoencoders of 2022 call the parts of their attention otherwise."""
+    head, _, tail = key.rpartition(".")
+    layer, _, name = head.rpartition(".")
+    return f"{layer}.{_OLD_ATTENTION[name]}.{tail}" if ".attentions." in layer and name in _OLD_ATTENTION else key
+
+
+def _copy_scheduler(base: Path, folder: Path) -> None:
+    if not base.is_dir():
+        raise InputError(f"There is no folder '{shown(base)}'; expected Stable Diffusion 1.5 in diffusers folders.")
+    path = base / "scheduler" / "scheduler_config.json"
+    config = read_config(path, "the noise schedule of Stable Diffusion 1.5")
+    try:
+        DDIMScheduler.from_config(config).save_pretrained(folder / "scheduler")
+    except (ValueError, TypeError, NotImplementedError, RuntimeError):
+        raise InputError(f"'{place(path)}' does not describe a noise schedule.") from None
+
+
+def _check_size(size: tuple[int, int], vae: dict, unet: dict) -> None:
+    multiple = 2 ** (len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2)
+    if any(side < multiple or side % multiple for side in size):
+        raise InputError(
+            f"Pictures of {size[0]}x{size[1]} cannot be painted: each side must be a multiple of {multiple}."
+        )
+
+
+def _read_photo(path: Path | None, part: str) -> Image.Image:
+    """RGB. The original's loader makes the head's photo a square of 256 pixels."""
+    if path is None:
+        raise InputError(
+            "The checkpoint has head networks: please give the aligned photo of the head (--head-reference)."
+        )
+    try:
+        with Image.open(path) as file:
+            photo = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise InputError(f"'{shown(path)}' is not a readable picture; expected a photo of the presenter.") from None
+    return photo if part == "body" else Image.fromarray(resize(np.asarray(photo), 256))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise InputError(f"The camera file '{shown(path)}' cannot be read.") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"The camera file '{shown(path)}' is not JSON.") from None
+    if not isinstance(found, dict):
+        raise InputError(f"The camera file '{shown(path)}' is not a JSON object.")
+    return found
