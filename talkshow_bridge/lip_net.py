@@ -83,7 +83,7 @@ class LipNet(nn.Module):
         return controls
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write lips.safetensors (float16) and config.json."""
+        """Write lips.safetensors (float16) and its part of config.json."""
         from safetensors.torch import save_file
 
         target = Path(folder)
@@ -91,8 +91,10 @@ class LipNet(nn.Module):
         weights = {k: v.half().contiguous() for k, v in self.state_dict().items() if not k.startswith("phones.")}
         save_file(weights, target / "lips.safetensors")
         (target / "lips.safetensors").chmod(0o644)
-        config = {"channels": self.channels, "dilations": list(self.dilations), "controls": list(CONTROLS)}
-        (target / "config.json").write_text(json.dumps({"version": 1, "lips": config}, indent=2) + "\n")
+        config = target / "config.json"
+        parts = json.loads(config.read_text()) if config.exists() else {"version": 1}
+        parts["lips"] = {"channels": self.channels, "dilations": list(self.dilations), "controls": list(CONTROLS)}
+        config.write_text(json.dumps(parts, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> LipNet:

@@ -80,7 +80,7 @@ def table(rows: Sequence[Row]) -> str:
     headings = ("group", "model", "s", "p/b/m", *HEADINGS)
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for row in rows:
-        figures = ["" if np.isnan(x) else f"{x:.3f}".removesuffix("0") for x in row.figures]
+        figures = ["" if np.isnan(x) else f"{x:.3f}" for x in row.figures]
         lines.append(
             f"| {row.group} | {row.model} | {row.seconds:.0f} | {row.bilabials} | " + " | ".join(figures) + " |"
         )
