@@ -62,6 +62,7 @@ def add_bench_options(group) -> None:
 def bench_motion(options: argparse.Namespace) -> None:
     """Print what lips and gestures measure, beside TalkSHOW's and a reference where the user has them."""
     from avatar_app.bench import sample_files
+    from avatar_app.pipeline import motion_model_folder
     from talkshow_bridge.audio import load_speech
     from talkshow_bridge.evaluation import table
     from talkshow_bridge.generator import MotionGenerator
@@ -75,15 +76,16 @@ def bench_motion(options: argparse.Namespace) -> None:
     if options.lips:
         print(table.lip_table(options.lips, generator), end="\n\n", flush=True)
     if options.motion_model:
-        others = table.generated(MotionGenerator.from_pretrained(options.motion_model), speeches, "TalkSHOW") + others
+        official = MotionGenerator.from_pretrained(motion_model_folder(options.motion_model))
+        others = table.generated(official, speeches, "TalkSHOW") + others
     print(table.gesture_table([*table.generated(generator, speeches), *others], reference))
 
 
 def _import(options: argparse.Namespace) -> None:
-    from avatar_app.pipeline import imported_motion_model
+    from avatar_app.pipeline import motion_model_folder
     from talkshow_bridge.checkpoints import convert
 
-    print(f"Wrote {convert(options.source, options.out or imported_motion_model())}")
+    print(f"Wrote {convert(options.source, options.out or motion_model_folder('talkshow'))}")
 
 
 def _inspect(options: argparse.Namespace) -> None:

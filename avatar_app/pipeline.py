@@ -120,14 +120,15 @@ def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, 
 
     if recording is None:
         raise InputError("Without speech a motion file is needed.")
-    folder = imported_motion_model() if settings.motion_model == "talkshow" else settings.motion_model
-    generator = MotionGenerator.from_pretrained(folder, device, settings.lips)
+    generator = MotionGenerator.from_pretrained(motion_model_folder(settings.motion_model), device, settings.lips)
     return generator.generate(recording, settings.seed, settings.style, settings.gesture_energy, fps)
 
 
-def imported_motion_model() -> Path:
-    """Where `launch.py motion import` puts TalkSHOW's weights: beside the user's anchors."""
-    return anchor_folders()[0].parent / "talkshow"
+def motion_model_folder(name: str | None) -> Path | None:
+    """A motion model by folder; "talkshow" is where `launch.py motion import` puts one, beside the user's anchors."""
+    if name == "talkshow":
+        return anchor_folders()[0].parent / name
+    return None if name is None else Path(name)
 
 
 def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:

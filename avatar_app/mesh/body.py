@@ -229,7 +229,7 @@ def check_expression_space(body, motion: Motion) -> None:
     if motion.expression_space != body.expression_space:
         raise InputError(
             f"This motion's face is written in '{motion.expression_space}' numbers, but the body needs "
-            f"'{body.expression_space}'; generate the motion for this body or choose another body."
+            f"'{body.expression_space}'; generate it for this body (TalkSHOW weights: `--lips bundled`)."
         )
 
 
