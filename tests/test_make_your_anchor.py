@@ -246,7 +246,7 @@ def test_face_pass_repeats_the_original_numbers(face_anchor, face_golden):
         kept, latents = channels.split((1, 4), dim=1)
         assert np.array_equal((face_golden["mask"] >= 128)[:, None], face_golden["mask_pixels"])
         assert np.array_equal(kept, face_golden["mask_latent"])
-        np.testing.assert_allclose(latents, face_golden["masked_image_latents"], atol=1e-6)
+        np.testing.assert_allclose(latents, face_golden["masked_image_latents"], atol=1e-5)
         condition = (*painter.encode(face_golden["control"]), channels)
         scheduler = painter.scheduler()
         scheduler.set_timesteps(5)
