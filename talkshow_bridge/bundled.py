@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
+from talkshow_bridge.curves import drift
 from talkshow_bridge.errors import InputError
-from talkshow_bridge.gesture_features import RATE, SMOOTHING, gesture_features, unpack
+from talkshow_bridge.gesture_features import IS_RIGHT, RATE, SMOOTHING, gesture_features, unpack
 from talkshow_bridge.gesture_model import GestureModel
 from talkshow_bridge.limits import bend_fingers, confine
 from talkshow_bridge.planner import STYLES, check_wish, choose_style, plan_gestures
@@ -25,6 +26,11 @@ from talkshow_bridge.vq_vae import FRAMES_PER_CODE
 
 WEIGHTS = "gestures.safetensors"
 PRESENCE_RATE = 60.0  # Hz
+USUAL_TEMPERATURE = 0.8  # what a temperature of 1 means: at the training's own, codes flicker between strokes
+SLOW = 0.4  # s: what is faster than this ...
+EMPHASIS = (0.6, 1.45)  # ... gets these factors, between and around strokes: codes blur strokes and jitter at rest
+WANDER = np.array([0.028, 0.016, 0.022])  # m outward, up, forward: how far the hands' usual place wanders
+WANDER_PERIOD = 12.0  # s
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,17 @@ class BundledGestures:
         """
         check_wish(seed, energy)
         manner = choose_style(style)
-        rng_plan, rng_presence = (np.random.default_rng([seed, k]) for k in (0, 2))
+        rng_plan, rng_wander, rng_presence = (np.random.default_rng([seed, k]) for k in range(3))
         codes = int(np.ceil(prosody.duration * RATE / FRAMES_PER_CODE)) + 1
         plan = plan_gestures(prosody, manner, energy, rng_plan).curves(codes * FRAMES_PER_CODE, RATE)
         features = gesture_features(mels, plan)
         speaker = list(STYLES).index(style)
-        track = self.model.run(features, speaker, seed, plan, temperature=temperature, top_p=top_p)[0]
+        track = self.model.run(features, speaker, seed, plan, 1, USUAL_TEMPERATURE * temperature, top_p)[0]
         track = gaussian_filter1d(track, SMOOTHING, axis=0, mode="nearest", truncate=3.0)
+        track = _emphasise(track, plan)
         body, left, right = unpack(track)
-        body, left, right = confine(body), bend_fingers(LEFT, left), bend_fingers(RIGHT, right)
+        wander = WANDER * drift(len(body), RATE, WANDER_PERIOD, rng_wander, 6).reshape(-1, 2, 3)
+        body, left, right = confine(body, wander), bend_fingers(LEFT, left), bend_fingers(RIGHT, right)
         frames = np.arange(count) / fps
         times = np.arange(int(np.ceil(prosody.duration * PRESENCE_RATE)) + 2) / PRESENCE_RATE
         presence = hold_presence(prosody, times, PRESENCE_RATE, manner, energy, rng_presence)
@@ -87,6 +95,15 @@ class BundledGestures:
             body, sample_at(frames, RATE, left), sample_at(frames, RATE, right),
             sample_at(frames, PRESENCE_RATE, presence.eyes), *np.clip(face, 0, 1).T,
         )  # fmt: skip
+
+
+def _emphasise(track: np.ndarray, plan: np.ndarray) -> np.ndarray:
+    """(N, 129) with the quick moves of each arm larger where the stroke plan (N, 4) has a stroke, smaller elsewhere."""
+    near = maximum_filter1d(np.minimum(plan[:, :2] / 0.4, 1), round(0.4 * RATE), axis=0)
+    near = gaussian_filter1d(near, 0.1 * RATE, axis=0, mode="nearest")
+    gain = EMPHASIS[0] + (EMPHASIS[1] - EMPHASIS[0]) * near[:, IS_RIGHT.astype(int)]
+    slow = gaussian_filter1d(track, SLOW * RATE, axis=0, mode="nearest")
+    return slow + gain * (track - slow)
 
 
 def sample_at(frames: np.ndarray, rate: float, values: np.ndarray) -> np.ndarray:

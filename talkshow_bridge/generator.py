@@ -1,22 +1,22 @@
-"""Speech -> Motion: the lip net drives jaw and mouth, prosody drives everything else, on one clock."""
+"""Speech -> Motion on one clock: the lip net drives jaw and mouth, the gesture model arms and hands."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from talkshow_bridge.audio import Speech, load_speech
+from talkshow_bridge.bundled import BundledGestures, Gestures
 from talkshow_bridge.checkpoints import holds_talkshow
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
-from talkshow_bridge.gestures import STYLES, Gestures, Style, synthesize
 from talkshow_bridge.lip_net import LipNet
 from talkshow_bridge.lips import effort_of, mouth
 from talkshow_bridge.motion import ARKIT_52, Motion
+from talkshow_bridge.planner import STYLES
 from talkshow_bridge.presence import Presence
 from talkshow_bridge.prosody import analyse
 
@@ -32,8 +32,8 @@ class MotionGenerator:
     expression_space = "arkit52"
     styles = tuple(STYLES)
 
-    def __init__(self, lips: LipNet) -> None:
-        self.lips = lips
+    def __init__(self, lips: LipNet, gestures: BundledGestures) -> None:
+        self.lips, self.gestures = lips, gestures
 
     @classmethod
     def from_pretrained(
@@ -47,29 +47,34 @@ class MotionGenerator:
             from talkshow_bridge.talkshow import TalkShow
 
             return TalkShow.from_pretrained(directory, device, lips)
-        return cls(LipNet.load(BUNDLED if directory is None else directory, device))
+        folder = BUNDLED if directory is None else directory
+        return cls(LipNet.load(folder, device), BundledGestures.load(folder, device))
 
     def generate(
-        self, speech: Speech | str | os.PathLike[str], seed: int = 0, style: str | Style = "neutral",
-        energy: float = 1.0, fps: float = 30.0,
+        self, speech: Speech | str | os.PathLike[str], seed: int = 0, style: str = "neutral", energy: float = 1.0,
+        fps: float = 30.0, temperature: float = 1.0, top_p: float = 1.0,
     ) -> Motion:  # fmt: skip
         """A Motion of round-up(duration x fps) frames; frame k shows time k / fps.
 
         speech: a Speech, or a path for load_speech. seed: any int >= 0; the same seed gives the same Motion.
         style: "calm", "neutral" or "lively". energy: 0 (resting hands) .. 2. Silence makes a listening presenter.
+        temperature (0.1..2), top_p (0.1..1): below 1 for more usual gestures.
         """
         if not isinstance(speech, Speech):
             speech = load_speech(speech)
         if not 1 <= fps <= 240:
             raise InputError(f"The frame rate goes from 1 to 240, not {fps}.")
+        if not (0.1 <= temperature <= 2 and 0.1 <= top_p <= 1):
+            raise InputError(f"Temperature goes from 0.1 to 2 and top_p from 0.1 to 1, not {temperature} and {top_p}.")
         count = speech.frame_count(fps)
         mels = log_mel(speech.samples)
-        gestures = synthesize(analyse(speech.samples, mels), count, fps, seed, style, energy)
+        prosody = analyse(speech.samples, mels)
+        gestures = self.gestures.move(prosody, mels, count, fps, seed, style, energy, temperature, top_p)
         jaw, expression = mouth(self.lips.run(mels), count, fps, effort_of(mels))
         add_upper_face(expression, gestures)
         meta = {
-            "generator": "avatar_app procedural gestures, lip net", "seed": seed, "energy": energy,
-            "style": style if isinstance(style, str) else asdict(style),
+            "generator": "avatar_app gesture model, lip net", "seed": seed, "energy": energy, "style": style,
+            "temperature": temperature, "top_p": top_p,
             "audio_sha256": speech.sha256, "audio_duration": speech.duration,
         }  # fmt: skip
         still = np.zeros((count, 3), np.float32)

@@ -11,12 +11,15 @@ import numpy as np
 
 from talkshow_bridge.features import BANDS, HOP, SAMPLE_RATE, channel_mean, normalise
 from talkshow_bridge.planner import PLAN_CHANNELS
+from talkshow_bridge.skeleton import JOINTS
 
 RATE = 30.0  # Hz
 POOLED_BANDS = BANDS // 2
 FEATURES = POOLED_BANDS + PLAN_CHANNELS
 UPPER = (2, 5, 8, *range(11, 21))  # rows of Motion.body: spine 1-3, neck, collars, head, shoulders, elbows, wrists
 BODY_SIZE = 3 * len(UPPER)
+_RIGHT_ROWS = [JOINTS[row + 1].startswith("right") for row in UPPER]
+IS_RIGHT = np.array([*np.repeat(_RIGHT_ROWS, 3), *45 * [False], *45 * [True]])  # whose arm each number moves
 SMOOTHING = 0.8  # frames, deviation of the Gaussian that takes the code grid's jitter off a decoded track
 
 

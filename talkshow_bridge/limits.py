@@ -17,20 +17,31 @@ HANDS_APART = 0.085  # m between the middle lines of the two hands
 HAND = 0.17  # m from wrist to the tips of half-bent fingers
 MARGIN = 0.02  # m before a limit at which a hand begins to slow down
 FLEXION = (-0.5, 1.75)  # rad of a finger joint, from the flat hand
+PASSES = 3  # a hand that is moved also turns, so what it meets is looked at again
+TORSO = [index(f"spine{k}") for k in (1, 2, 3)]
 FRAMES = 4096  # computed at a time
+WRIST_JOINTS = [JOINTS.index("left_wrist"), JOINTS.index("right_wrist")]
+MIRROR = np.array([[LEFT, 1, 1], [RIGHT, 1, 1]])
 ALONG_HAND = (0.0, 0.35, 0.7, 1.0)
 
 
-def confine(body: np.ndarray) -> np.ndarray:
-    """(N, 21, 3) axis-angle -> the same with both arms inside their limits. The torso does not matter."""
+def confine(body: np.ndarray, shift: np.ndarray | None = None) -> np.ndarray:
+    """(N, 21, 3) axis-angle -> the same with both arms inside their limits. The torso does not matter.
+
+    shift: (N, 2, 3) m, moves the left and the right wrist first; x points outward.
+    """
     confined = np.array(body, np.float64)
     for first in range(0, len(body), FRAMES):
         part = slice(first, first + FRAMES)
-        arms = confined[part].copy()
-        arms[:, [index(f"spine{k}") for k in (1, 2, 3)]] = 0
-        positions, world = forward(arms)
-        for side, wrist in zip((LEFT, RIGHT), _allowed(positions, world), strict=True):
-            _pull(confined[part], side, wrist, positions, world)
+        for turn in range(PASSES):
+            arms = confined[part].copy()
+            arms[:, TORSO] = 0
+            positions, world = forward(arms)
+            wanted = positions.copy()
+            if shift is not None and turn == 0:
+                wanted[:, WRIST_JOINTS] += shift[part] * MIRROR
+            for side, wrist in zip((LEFT, RIGHT), _allowed(wanted, world), strict=True):
+                _pull(confined[part], side, wrist, positions, world)
     return confined
 
 
@@ -46,8 +57,7 @@ def _allowed(positions: np.ndarray, world: np.ndarray) -> list[np.ndarray]:
     """Where the wrists may be, nearest to where they are: (N, 3) for the left and the right one."""
     chest = REST_JOINTS[JOINTS.index("spine3")]
     wrists, hands = [], []
-    for side, name in ((LEFT, "left"), (RIGHT, "right")):
-        joint, mirror = JOINTS.index(f"{name}_wrist"), np.array([side, 1, 1])
+    for side, joint, mirror in zip((LEFT, RIGHT), WRIST_JOINTS, MIRROR, strict=True):
         reach = world[:, joint] @ np.array([side * HAND, 0, 0])
         wrist = _soft_clip((positions[:, joint] - chest) * mirror, *WRISTS) * mirror
         wrist[:, 1] += _soft_excess(LOWEST_TIP - np.minimum(wrist[:, 1], wrist[:, 1] + reach[:, 1]), 0.01)

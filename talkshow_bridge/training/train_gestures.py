@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 CODES, CODE_SIZE, BODY_WIDTH, HAND_WIDTH = 512, 48, 192, 144
 AUDIO_WIDTH, DIM, LAYERS, HEAD = 160, 96, 11, 192
 VQ_CROP, VQ_BATCH, CODE_CROP, CODE_BATCH = 64, 48, 256, 12  # frames, pieces
-COMMITMENT, VELOCITY, ACCELERATION = 0.25, 4.0, 8.0
+COMMITMENT, VELOCITY, ACCELERATION = 0.25, 4.0, 1.0
 NOISE = 0.08  # share of codes replaced by random ones, so that sampling can recover from its own slips
 UNIT = 0.03  # m of error that counts as 1
 # metres by which a joint's rotation moves what is beyond it: spine 1-3, neck, collars, head, arms, wrists
