@@ -21,7 +21,7 @@ PEAK_REACH = 4  # control frames on either side within which the highest value o
 SURE = (0.15, 0.30)  # closure control at its peak: from maybe to surely closed
 HELD = (0.7, 0.9)  # closure control relative to its peak: from open to closed
 MEL_RATE = SAMPLE_RATE / HOP  # Hz
-SOFTEST, LOUDEST = 0.45, 1.25  # factors of the openings in the softest and the loudest speech
+SOFTEST, LOUDEST = 0.3, 1.3  # factors of the openings in the softest and the loudest speech
 SOFT = 5.0  # natural log of power (22 dB) below the loud syllables: as soft as speech gets
 EFFORT_SMOOTHING = 0.035  # s
 SMOOTHING = 0.014  # s, standard deviation of everything but contacts
@@ -32,12 +32,12 @@ def mouth(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(T, 16) controls 0..1 -> jaw (count, 3) axis-angle radians and expression (count, 52) ARKit weights.
 
-    effort: (M,) factor of all openings at 100 Hz (see `effort_of`); without it every vowel opens alike.
+    effort: (M,) factor of the openings at 100 Hz (see `effort_of`); without it every vowel opens alike.
     """
     values = _at_frames(controls, count, fps)
     if effort is not None and len(effort):
         factor = np.interp(np.arange(count) / fps, np.arange(len(effort)) / MEL_RATE, effort)
-        for name in ("jaw", "aperture", "upper_raise", "lower_drop"):
+        for name in ("jaw", "aperture"):
             values[name] = values[name] * factor
     closed = values["closure"]
     teeth = _step(values["labiodental"], 0.22, 0.65) * (1 - closed)
