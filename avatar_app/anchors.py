@@ -49,7 +49,12 @@ class _Strict(BaseModel):
 
 
 class Preset(_Strict):
-    """Sampler numbers of one quality level."""
+    """Sampler numbers of one quality level.
+
+    windows: "overlap" averages what several windows say about a frame, "shifted" predicts every frame once a step in
+    windows that move. lora: strength of <part>/lora.safetensors or lora.safetensors (stable-diffusion anchors).
+    pooled_keys: cheaper, approximate attention between frames in the largest layers.
+    """
 
     steps: int = Field(ge=1, le=1000)
     guidance: float = Field(1.0, ge=0, le=30)
@@ -57,6 +62,10 @@ class Preset(_Strict):
     overlap: int = Field(4, ge=0)
     condition_scale: float = Field(1.0, ge=0, le=10)
     face: bool = True
+    windows: Literal["overlap", "shifted"] = "overlap"
+    scheduler: Literal["ddim", "dpm++", "lcm"] = "ddim"
+    lora: float = Field(0.0, ge=0, le=2)
+    pooled_keys: bool = False
 
     @classmethod
     def from_options(cls, options: "Preset | dict") -> "Preset":
@@ -68,6 +77,8 @@ class Preset(_Strict):
             raise InputError(f"Setting '{'.'.join(map(str, first['loc']))}' is wrong ({first['msg']}).") from None
         if preset.overlap >= preset.window:
             raise InputError(f"The overlap ({preset.overlap}) must be smaller than the window ({preset.window}).")
+        if preset.scheduler == "lcm" and preset.steps > 50:
+            raise InputError(f"The scheduler 'lcm' takes at most 50 steps, not {preset.steps}.")
         return preset
 
 

@@ -9,14 +9,14 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 
 from avatar_app.anchors import Anchor
 from avatar_app.diffusion import face as face_pass
-from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, stream_denoise
+from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, singly, stream_denoise
 from avatar_app.diffusion.generator import (
     ConditionBuffer,
     FrameGenerator,
     batches,
     soft_surroundings,
 )
-from avatar_app.diffusion.windows import compat_windows, native_windows
+from avatar_app.diffusion.windows import compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge.errors import InputError
 
@@ -108,21 +108,55 @@ SCHEDULERS = {
 }
 
 
+LISTS = {
+    "native": lambda length: native_windows(length, 8, 2),
+    "compat": lambda length: compat_windows(length, 8, 2),
+    "compat 16/4": lambda length: compat_windows(length, 16, 4),
+    "apart": lambda length: compat_windows(length, 8, 0),
+    "mostly shared": lambda length: native_windows(length, 8, 6),
+    "all shared": lambda length: compat_windows(length, 4, 3),
+    "shifted": lambda length: lambda step: shifted_windows(length, 8, step),
+}
+
+
 @pytest.mark.parametrize("scheduler_name", SCHEDULERS)
-@pytest.mark.parametrize("window_list", [native_windows, compat_windows])
-@pytest.mark.parametrize("length", [1, 5, 8, 9, 13, 14, 15, 22, 31])
-def test_streaming_equals_the_whole_sequence(scheduler_name, window_list, length):
-    scheduler = SCHEDULERS[scheduler_name]()
+@pytest.mark.parametrize("list_name", LISTS)
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_streaming_equals_the_whole_sequence(scheduler_name, list_name, batch):
+    """Also with one frame, less than a window, redundant tails and every remainder of the stride."""
+    scheduler, windows = SCHEDULERS[scheduler_name](), LISTS[list_name]
     scheduler.set_timesteps(4)
     noise = seeded_noise((2, 3, 3), seed=3)
-    for size, overlap in [(8, 2), (8, 0), (8, 6), (4, 3)]:
-        expected = overlapped_denoise(coupled_prediction, scheduler, noise, window_list(length, size, overlap))
-        parts = list(stream_denoise(coupled_prediction, scheduler, noise, window_list(length, size, overlap)))
+    largest = 0
+
+    def predict(latents, timesteps, frames):
+        nonlocal largest
+        largest = max(largest, len(latents))
+        assert len(latents) == len(timesteps) == len(frames) <= batch
+        return singly(coupled_prediction)(latents, timesteps, frames)
+
+    for length in (1, 5, 8, 9, 12, 13, 14, 15, 16, 22, 31, 53):
+        expected = overlapped_denoise(coupled_prediction, scheduler, noise, windows(length))
+        parts = list(stream_denoise(predict, scheduler, noise, windows(length), batch))
         assert [f.start for f, _ in parts] + [length] == [0] + [f.stop for f, _ in parts]
         assert torch.equal(torch.cat([latents for _, latents in parts]), expected)
+    assert largest > 1 or batch == 1
 
 
-def test_stream_gives_frames_early_and_holds_few_windows():
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 16])
+def test_shifted_windows_predict_every_frame_once_and_move(size):
+    for length in range(70):
+        lists = [bounds(shifted_windows(length, size, step)) for step in range(4)]
+        for windows in lists:
+            assert [start for start, _ in windows] + [length] == [0] + [stop for _, stop in windows]
+            assert all(stop - start <= size for start, stop in windows)
+            assert length <= size or all(stop - start >= size // 2 for start, stop in windows)
+        if size >= 5 and length > 3 * size:
+            assert len({windows[1] for windows in lists}) == 4
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_stream_gives_frames_early_and_holds_few_windows(batch):
     """The first frames leave while later windows do not exist yet; the lag does not grow with the length."""
     scheduler = ddim()
     scheduler.set_timesteps(3)
@@ -134,19 +168,18 @@ def test_stream_gives_frames_early_and_holds_few_windows():
             newest = window.stop
             yield window
 
-    lags = [
-        newest - frames.start
-        for frames, _ in stream_denoise(
-            coupled_prediction, scheduler, seeded_noise((1, 2, 2), 0), watched(native_windows(600, 16, 4))
-        )
-    ]
-    assert max(lags) <= 16 * (3 + 2)
+    windows, noise = watched(native_windows(600, 16, 4)), seeded_noise((1, 2, 2), 0)
+    parts = stream_denoise(singly(coupled_prediction), scheduler, noise, windows, batch)
+    lags = [newest - frames.start for frames, _ in parts]
+    assert max(lags) <= 16 * (3 + 1 + batch)
 
 
 def test_independent_windows_leave_at_once():
     scheduler = ddim()
     scheduler.set_timesteps(4)
-    stream = stream_denoise(coupled_prediction, scheduler, seeded_noise((1, 2, 2), 0), compat_windows(10**9, 4, 0))
+    stream = stream_denoise(
+        singly(coupled_prediction), scheduler, seeded_noise((1, 2, 2), 0), compat_windows(10**9, 4, 0)
+    )
     assert next(stream)[0] == slice(0, 4)
 
 

@@ -22,7 +22,7 @@ from avatar_app.anchors import Anchor, Compat, Placement, Preset, load_anchor, s
 from avatar_app.cli import main
 from avatar_app.diffusion import alignment, inpainting, prompts
 from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
-from avatar_app.diffusion.denoise import overlapped_denoise, stream_denoise
+from avatar_app.diffusion.denoise import overlapped_denoise, singly, stream_denoise
 from avatar_app.diffusion.generator import FrameGenerator, StableDiffusionPainter
 from avatar_app.import_original import Original, import_original, show_camera
 from avatar_app.mesh.bodies import DEFAULT_DIRECTORY, LICENSED_FILE
@@ -116,7 +116,7 @@ def test_compat_anchor_repeats_the_original_latents(run, golden, mesh_pictures, 
 
     with torch.inference_mode():
         windows = painter.windows(lambda count: min(count, length), options)
-        latents = torch.cat([part for _, part in stream_denoise(predict, scheduler, golden["noise"], windows)])
+        latents = torch.cat([part for _, part in stream_denoise(singly(predict), scheduler, golden["noise"], windows)])
         assert torch.allclose(latents, golden[run], atol=3e-4)
         if run == "full":
             pixels = painter.decode(latents[:4], ()).to(torch.uint8).permute(0, 2, 3, 1)

@@ -5,8 +5,11 @@ a rule, every frame on its own. A stable-diffusion anchor has a UNet and a Contr
 predict the noise of a window of frames together under classifier-free guidance.
 """
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,24 @@ from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.attention import FrameCoupling
-from avatar_app.diffusion.denoise import guide, seeded_noise, stream_denoise
+from avatar_app.diffusion.denoise import Windows, guide, seeded_noise, stream_denoise
+from avatar_app.diffusion.lora import merge_lora
 from avatar_app.diffusion.networks import PARTS, Condition, NativeNetworks
-from avatar_app.diffusion.windows import compat_windows, native_windows
+from avatar_app.diffusion.planner import (
+    VALUES_PER_LATENT,
+    VALUES_PER_PIXEL,
+    Needs,
+    Plan,
+    make_plan,
+    weight_count,
+    with_less_memory,
+)
+from avatar_app.diffusion.samplers import make_scheduler
+from avatar_app.diffusion.windows import Available, compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import PART
 from talkshow_bridge.errors import InputError
 
-BATCH = 4  # frames that are encoded, decoded or, where frames do not see each other, predicted at a time
+BATCH = 4  # frames that are encoded or, where frames do not see each other, predicted at a time
 NATIVE_SCHEDULER = {
     "num_train_timesteps": 1000,
     "prediction_type": "sample",
@@ -39,7 +53,8 @@ class FrameGenerator:
     """Renders the frames of one anchor, without the face pass.
 
     preset_options: a `Preset` or a dict of its fields. The same seed and options give the same frames however the
-    input is cut into chunks. Raises InputError for options that the anchor cannot do.
+    input is cut into chunks. dtype: None leaves the precision to the plan; plan: None makes one for the free memory.
+    Raises InputError for options that the anchor cannot do.
     """
 
     def __init__(
@@ -47,21 +62,28 @@ class FrameGenerator:
         anchor: Anchor,
         preset_options: Preset | dict,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
+        plan: Plan | None = None,
+        compiled: bool = False,
     ):
-        options = Preset.from_options(preset_options)
+        self._options = options = Preset.from_options(preset_options)
+        self._device, self._seed = torch.device(device), seed
         painter = NativePainter if anchor.manifest.kind == "native" else StableDiffusionPainter
-        self._painter = painter(anchor, "body", options, torch.device(device), dtype)
-        self._options = options
-        self._seed = seed
+        if plan is None:
+            needs = painter.needs(anchor, "body", options)
+            plan = make_plan(self._device, needs, dtype=dtype or painter.best_dtype(self._device))
+        self._plan = replace(plan, dtype=dtype or plan.dtype)
+        self._painter = painter(anchor, "body", options, self._device, self._plan.dtype, self._plan.offload)
+        if compiled:
+            self._painter.compile()
         self._plate = None
         if anchor.manifest.static_background and anchor.background is not None:
             self._plate = torch.from_numpy(anchor.background.copy()).permute(2, 0, 1).float()
 
     @torch.inference_mode()
     def frames(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Condition chunks of any size -> uint8 RGB frames (n, height, width, 3), in order, n at most `BATCH`.
+        """Condition chunks of any size -> uint8 RGB frames (n, height, width, 3), in order, a few at a time.
 
         A chunk holds float32 maps (n, height, width, 10) of `render_conditions`, or, for an anchor trained on mesh
         pictures, uint8 RGB pictures (n, height, width, 3). Chunks are pulled only as far as the windows reach.
@@ -72,21 +94,49 @@ class FrameGenerator:
         height, width = conditions.picture_size
         painter, options = self._painter, self._options
         noise = seeded_noise(painter.latent_shape(height, width), self._seed).to(painter.device)
-        scheduler = painter.scheduler()
+        scheduler = painter.scheduler(self._seed)
         scheduler.set_timesteps(options.steps)
-
-        def predict(latents: Tensor, timestep: Tensor, frames: slice) -> Tensor:
-            return painter.predict(latents, timestep, self._condition(conditions, frames)).to(latents.dtype)
-
+        predict = partial(self._predict, conditions)
         windows = painter.windows(conditions.available, options)
-        for frames, latents in stream_denoise(predict, scheduler, noise, windows):
-            for start in range(frames.start, frames.stop, BATCH):
-                part = slice(start, min(start + BATCH, frames.stop))
-                pictures = painter.decode(
-                    latents[start - frames.start : part.stop - frames.start], self._condition(conditions, part)
-                )
-                yield self._finish(pictures, conditions, part)
+        for frames, latents in stream_denoise(predict, scheduler, noise, windows, self._plan.windows):
+            yield from self._decode(conditions, frames, latents)
             conditions.forget(frames.stop)
+
+    def _predict(
+        self, conditions: "ConditionBuffer", latents: Tensor, timesteps: Tensor, frames: list[slice]
+    ) -> Tensor:
+        """Windows (k, n, z, h, w), as many at once as the memory holds."""
+
+        def part(now: slice) -> Tensor:
+            condition = [self._condition(conditions, window) for window in frames[now]]
+            condition = condition[0] if len(condition) == 1 else tuple(map(torch.cat, zip(*condition, strict=True)))
+            folded = latents[now].flatten(0, 1)
+            each = timesteps[now].repeat_interleave(latents.shape[1])
+            output = self._painter.predict(folded, each, condition, latents.shape[1])
+            return output.to(latents.dtype).view_as(latents[now])
+
+        return torch.cat(list(self._in_parts(part, len(frames), "windows")))
+
+    def _decode(self, conditions: "ConditionBuffer", frames: slice, latents: Tensor) -> Iterator[np.ndarray]:
+        def part(now: slice) -> np.ndarray:
+            video = slice(frames.start + now.start, frames.start + now.stop)
+            pictures = self._painter.decode(latents[now], self._condition(conditions, video))
+            return self._finish(pictures, conditions, video)
+
+        return self._in_parts(part, len(latents), "frames")
+
+    def _in_parts(self, work: Callable[[slice], object], count: int, size: str) -> Iterator:
+        """work(slice) for parts of 0...count, each as large as the plan's `size`, which shrinks if memory runs out."""
+        done = 0
+
+        def next_part(plan: Plan) -> tuple[object, int]:
+            self._painter.offload = plan.offload
+            stop = min(done + getattr(plan, size), count)
+            return work(slice(done, stop)), stop
+
+        while done < count:
+            (result, done), self._plan = with_less_memory(next_part, self._plan, self._device)
+            yield result
 
     def _encode(self, chunk: np.ndarray) -> tuple[Tensor, ...]:
         person = () if self._plate is None else (torch.from_numpy(person_mask(chunk)),)
@@ -157,10 +207,21 @@ class NativePainter:
 
     truncates = False
 
-    def __init__(self, anchor: Anchor, part: str, options: Preset, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self,
+        anchor: Anchor,
+        part: str,
+        options: Preset,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: bool = False,
+    ):
         if options.guidance > 1:
             raise InputError(f"Anchor '{anchor.id}' was trained without guidance: leave the guidance at 1.")
-        self.device, self.dtype = device, dtype
+        if options.lora:
+            raise InputError(f"Anchor '{anchor.id}' has networks of its own kind, which no LoRA fits: leave it at 0.")
+        self.device, self.dtype, self.options = device, dtype, options
+        self.offload = offload  # not needed: all networks together are smaller than one picture's values
         if anchor.body.part_names != PARTS:
             raise InputError(
                 f"Anchor '{anchor.id}': its body does not have the parts {', '.join(PARTS)} in this order."
@@ -168,15 +229,34 @@ class NativePainter:
         networks = NativeNetworks.load(anchor.file(part)).eval().requires_grad_(False)
         self.networks = networks.to(device, dtype, memory_format=torch.channels_last)
         together = part == "body" and anchor.manifest.cross_frame_attention
-        self.coupling = FrameCoupling(networks.unet) if together else None
+        self.coupling = FrameCoupling(networks.unet, pooled_keys=options.pooled_keys) if together else None
 
-    def scheduler(self) -> DDIMScheduler:
-        return DDIMScheduler(**NATIVE_SCHEDULER)
+    @staticmethod
+    def best_dtype(device: torch.device) -> torch.dtype | None:
+        return torch.float32
 
-    def windows(self, available, options: Preset) -> Iterator[range]:
+    @staticmethod
+    def needs(anchor: Anchor, part: str, options: Preset) -> Needs:
+        folder, pixels = anchor.file(part), anchor.manifest.width * anchor.manifest.height
+        unet, autoencoder = (read_config(folder / name) for name in ("unet", "autoencoder"))
+        latents = pixels // autoencoder["downscale"] ** 2
+        frames = options.window if anchor.manifest.cross_frame_attention else BATCH
+        return Needs(
+            weights=weight_count(folder),
+            window=frames * VALUES_PER_LATENT * unet["block_out_channels"][0] * latents,
+            frame=VALUES_PER_PIXEL * autoencoder["decoder_widths"][0] * pixels,
+        )
+
+    def compile(self) -> None:
+        self.networks.unet.compile()
+
+    def scheduler(self, seed: int = 0):
+        return make_scheduler(self.options.scheduler, NATIVE_SCHEDULER, seed)
+
+    def windows(self, available: Available, options: Preset) -> Windows:
         if self.coupling is None:
             return compat_windows(available, BATCH, 0)  # every frame on its own
-        return native_windows(available, options.window, options.overlap)
+        return listed_windows(native_windows, available, options)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.networks.latent_shape(height, width)
@@ -187,10 +267,14 @@ class NativePainter:
         place = None if place is None else torch.from_numpy(place).to(self.device, self.dtype)
         return self.networks.condition(maps, place)
 
-    def predict(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+    def predict(
+        self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...], window: int | None = None
+    ) -> Tensor:
+        """latents (k * n, z, h, w) of windows of n = `window` frames (None: of one), timestep () or (k * n,)."""
         if self.coupling:
-            self.coupling.state.frames = len(latents)
-        return self.networks.predict(latents.to(self.dtype), int(timestep), Condition(*condition))
+            self.coupling.state.frames = window or len(latents)
+            self.coupling.state.latent_size = latents.shape[-2:]
+        return self.networks.predict(latents.to(self.dtype), timestep, Condition(*condition))
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         return to_bytes_range(self.networks.decode(latents.to(self.dtype), Condition(*condition)))
@@ -203,14 +287,23 @@ class StableDiffusionPainter:
     networks paint every frame on its own, and their UNet sees a mask and the masked picture besides.
     """
 
-    def __init__(self, anchor: Anchor, part: str, options: Preset, device: torch.device, dtype: torch.dtype):
-        self.device, self.dtype, self.options = device, dtype, options
+    def __init__(
+        self,
+        anchor: Anchor,
+        part: str,
+        options: Preset,
+        device: torch.device,
+        dtype: torch.dtype,
+        offload: bool = False,
+    ):
+        self.device, self.dtype, self.options, self.offload = device, dtype, options, offload
         manifest, together = anchor.manifest, part == "body"
         self.unet = self._load(UNet2DConditionModel, anchor.file(f"{part}/unet"))
         self.controlnet = self._load(ControlNetModel, anchor.file(f"{part}/controlnet"))
-        own_vae = anchor.folder / part / "vae"
-        self.autoencoder = self._load(AutoencoderKL, own_vae if own_vae.exists() else anchor.file("vae"))
+        self.autoencoder = self._load(AutoencoderKL, own_or_common(anchor, part, "vae"))
         self._check_channels(anchor, part)
+        if options.lora:
+            merge_lora(self.unet, own_or_common(anchor, part, "lora.safetensors"), options.lora)
         embeddings = load_file(anchor.file(f"{part}/embeddings.safetensors"))
         self.embeddings = {name: value.to(device, dtype) for name, value in embeddings.items()}
         self.truncates = manifest.compat.truncate_pixels
@@ -219,10 +312,31 @@ class StableDiffusionPainter:
             self.unet,
             self.controlnet,
             cross_frame_attention=together and manifest.cross_frame_attention,
+            pooled_keys=options.pooled_keys,
             pooled_norm=together and manifest.compat.pooled_norm,
             residual_into_mid=together and manifest.compat.residual_into_mid,
         )
-        self._scheduler = DDIMScheduler.from_pretrained(anchor.file("scheduler"))
+        self._schedule = DDIMScheduler.from_pretrained(anchor.file("scheduler")).config
+
+    @staticmethod
+    def best_dtype(device: torch.device) -> torch.dtype | None:
+        return torch.float16 if device.type != "cpu" else None
+
+    @staticmethod
+    def needs(anchor: Anchor, part: str, options: Preset) -> Needs:
+        vae_folder = own_or_common(anchor, part, "vae")
+        unet, vae = read_config(anchor.file(f"{part}/unet")), read_config(vae_folder)
+        pixels = anchor.manifest.width * anchor.manifest.height
+        latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
+        return Needs(
+            weights=sum(weight_count(folder) for folder in {anchor.file(part), vae_folder}),
+            window=options.window * VALUES_PER_LATENT * unet["block_out_channels"][0] * latents,
+            frame=VALUES_PER_PIXEL * vae["block_out_channels"][0] * pixels,
+        )
+
+    def compile(self) -> None:
+        self.unet.compile()
+        self.controlnet.compile()
 
     def _load(self, network, folder: Path) -> torch.nn.Module:
         name = f"{folder.parent.name}/{folder.name}"
@@ -236,7 +350,17 @@ class StableDiffusionPainter:
         wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
         if wrong:
             raise InputError(f"The weights in '{name}' do not fit their configuration ('{wrong[0]}').")
-        return model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        place = "cpu" if self.offload else self.device
+        return model.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)
+
+    def _at_work(self, *networks: torch.nn.Module) -> None:
+        """Where memory is short, only these networks are on the device."""
+        if self.offload:
+            for network in (self.unet, self.controlnet, self.autoencoder):
+                if network not in networks:
+                    network.to("cpu")
+            for network in networks:
+                network.to(self.device)
 
     def _check_channels(self, anchor: Anchor, part: str) -> None:
         latents = self.autoencoder.config.latent_channels
@@ -245,11 +369,11 @@ class StableDiffusionPainter:
         if found != expected:
             raise InputError(f"Anchor '{anchor.id}': '{part}/unet' has {found} input channels, expected {expected}.")
 
-    def scheduler(self) -> DDIMScheduler:
-        return self._scheduler
+    def scheduler(self, seed: int = 0):
+        return make_scheduler(self.options.scheduler, self._schedule, seed)
 
-    def windows(self, available, options: Preset) -> Iterator[range]:
-        return self._list_windows(available, options.window, options.overlap)
+    def windows(self, available: Available, options: Preset) -> Windows:
+        return listed_windows(self._list_windows, available, options)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of one picture. Raises InputError for an impossible picture size."""
@@ -262,8 +386,16 @@ class StableDiffusionPainter:
     def encode(self, pictures: np.ndarray) -> tuple[Tensor]:
         return (torch.from_numpy(pictures).permute(0, 3, 1, 2),)
 
-    def predict(self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
-        """condition: mesh pictures uint8 (n, 3, height, width) and, for a face, inpainting channels (n, c, h, w)."""
+    def predict(
+        self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...], window: int | None = None
+    ) -> Tensor:
+        """latents (k * n, z, h, w) of windows of n = `window` frames (None: of one), timestep () or (k * n,).
+
+        condition: mesh pictures uint8 (k * n, 3, height, width) and, for a face, inpainting channels (k * n, c, h, w).
+        """
+        self._at_work(self.unet, self.controlnet)
+        self.coupling.state.frames = window or len(latents)
+        self.coupling.state.latent_size = latents.shape[-2:]
         pictures, *channels = condition
         pictures = pictures.to(self.device, self.dtype) / 255
         conditional = self._noise(latents, timestep, pictures, channels, self.embeddings["prompt"])
@@ -273,22 +405,41 @@ class StableDiffusionPainter:
         return guide(unconditional, conditional, self.options.guidance)
 
     def _noise(self, latents: Tensor, timestep: Tensor, pictures: Tensor, channels: list, embedding: Tensor) -> Tensor:
-        """Noise prediction under one prompt embedding (1, tokens, width) for all frames of a window."""
+        """Noise prediction under one prompt embedding (1, tokens, width) for all frames."""
         latents, embedding = latents.to(self.dtype), embedding.expand(len(latents), -1, -1)
-        state = self.coupling.state
-        state.frames = len(latents)
         down, middle = self.controlnet(
             latents, timestep, embedding, pictures, self.options.condition_scale, return_dict=False
         )
-        state.mid_residual = down[-1]
+        self.coupling.state.mid_residual = down[-1]
         sample = torch.cat([latents, *channels], dim=1)
         return self.unet(
             sample, timestep, embedding, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+        self._at_work(self.autoencoder)
         latents = latents.to(self.dtype) / self.autoencoder.config.scaling_factor
-        return to_bytes_range(torch.cat([self.autoencoder.decode(frame).sample for frame in latents.split(1)]))
+        return to_bytes_range(self.autoencoder.decode(latents).sample)
+
+
+def listed_windows(overlapping: Callable, available: Available, options: Preset) -> Windows:
+    """What the preset's `windows` means; overlapping(length, size, overlap) lists those of "overlap"."""
+    if options.windows == "shifted":
+        return lambda step: shifted_windows(available, options.window, step)
+    return overlapping(available, options.window, options.overlap)
+
+
+def own_or_common(anchor: Anchor, part: str, name: str) -> Path:
+    """A file or folder of a part or, if the part brings none, the one for all parts. Raises InputError."""
+    own = anchor.folder / part / name
+    return own if own.exists() else anchor.file(name)
+
+
+def read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"'{folder.parent.name}/{folder.name}' has no readable config.json.") from None
 
 
 def to_bytes_range(picture: Tensor) -> Tensor:
