@@ -11,8 +11,8 @@ from talkshow_bridge import rotations
 from talkshow_bridge.rig import RELAXED_HANDS
 from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, forward, index
 
-WRISTS = np.array([[0.095, -0.125, 0.185], [0.335, 0.085, 0.355]])  # m from spine3: x outward, y, z
-LOWEST_TIP = -0.215  # m from spine3: below it, the picture ends
+WRISTS = np.array([[0.095, -0.118, 0.185], [0.335, 0.085, 0.355]])  # m from spine3: x outward, y, z
+LOWEST_TIP = -0.200  # m from spine3: below it, the picture ends
 HANDS_APART = 0.085  # m between the middle lines of the two hands
 HAND = 0.17  # m from wrist to the tips of half-bent fingers
 MARGIN = 0.02  # m before a limit at which a hand begins to slow down

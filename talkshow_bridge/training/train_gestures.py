@@ -3,7 +3,7 @@
     python -m talkshow_bridge.training.train_gestures --corpus work/gestures/corpus.npz --run work/gestures \\
         --out checkpoints/motion
 
-Resumable (work/gestures/*.pt), one seed, about 40 minutes of one core.
+Resumable (work/gestures/*.pt), one seed, about 30 minutes of one core.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("work/gestures/corpus.npz"))
     parser.add_argument("--run", type=Path, default=Path("work/gestures"), help="folder of the resumable state")
     parser.add_argument("--out", type=Path, default=Path("checkpoints/motion"))
-    parser.add_argument("--vq-steps", type=int, default=2000)
-    parser.add_argument("--code-steps", type=int, default=2500)
+    parser.add_argument("--vq-steps", type=int, default=1500)
+    parser.add_argument("--code-steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
