@@ -21,7 +21,7 @@ from talkshow_bridge.evaluation.gestures import (
 from talkshow_bridge.features import channel_mean, log_mel, normalise
 from talkshow_bridge.generator import MotionGenerator
 from talkshow_bridge.gesture_features import FEATURES, gesture_features
-from talkshow_bridge.gestures import synthesize
+from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.limits import FLEXION, bend_fingers, confine
 from talkshow_bridge.limits import WRISTS as ALLOWED
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS, LipNet
