@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from talkshow_bridge.audio import load_speech
 from talkshow_bridge.features import log_mel
-from talkshow_bridge.gestures import synthesize
+from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.motion import ARKIT_52, Motion
 from talkshow_bridge.prosody import analyse
 
