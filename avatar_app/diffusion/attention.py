@@ -5,9 +5,10 @@ Frames are folded into the batch, frame-fastest: index = sample * frames + frame
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
@@ -22,6 +23,7 @@ class WindowState:
     frames: int = 1  # frames per sample in the folded batch
     mid_residual: Tensor | None = None  # last ControlNet down residual, already scaled
     latent_size: tuple[int, int] | None = None  # (height, width), where keys are pooled
+    half: int | None = None  # 0 and 1: guidance's two calls on the same latents; None: there is one call
 
 
 class CrossFrameAttention:
@@ -54,11 +56,31 @@ class CrossFrameAttention:
         return small.flatten(2).transpose(1, 2).unflatten(0, video.shape[:2])
 
 
+class SharedByHalves:
+    """Attention processor of a network's first self-attention, which has not seen the prompt yet.
+
+    The two calls of classifier-free guidance differ in the prompt alone, so the second gets the first one's result.
+    """
+
+    def __init__(self, state: WindowState, attend: Callable):
+        self.state, self.attend = state, attend
+        self._first: Tensor | None = None
+
+    def __call__(self, attn, hidden_states: Tensor, *arguments, **options) -> Tensor:
+        if self.state.half == 1:
+            result, self._first = self._first, None
+            return result
+        result = self.attend(attn, hidden_states, *arguments, **options)
+        self._first = result if self.state.half == 0 else None
+        return result
+
+
 class FrameCoupling:
     """Attaches the couplings of Make-Your-Anchor's video pass to a UNet and, if given, its ControlNet.
 
     cross_frame_attention: the UNet's self-attention sees all frames of a window (the paper's idea).
     pooled_keys: cheaper, approximate attention in the layers of the largest pictures; needs `state.latent_size`.
+    shared_by_halves: guidance's two calls share what they can; needs `state.half`.
     pooled_norm: group norms outside the transformers take their statistics over all frames of a window, in both
         networks. residual_into_mid: the last ControlNet residual also enters the UNet's mid block.
         Both are accidents of the original code that its published weights are used with.
@@ -74,30 +96,36 @@ class FrameCoupling:
         cross_frame_attention: bool = True,
         first_and_last: bool = False,
         pooled_keys: bool = False,
+        shared_by_halves: bool = False,
         pooled_norm: bool = False,
         residual_into_mid: bool = False,
     ):
         self.state = WindowState()
-        self._unet = unet
-        self._processors = unet.attn_processors
+        self._networks = [unet] if controlnet is None else [unet, controlnet]
+        self._processors = [network.attn_processors for network in self._networks]
         self._hooks = []
         self._norms: list[nn.GroupNorm] = []
+        processors = [dict(old) for old in self._processors]
         if cross_frame_attention:
-            largest = largest_attention(self._processors) if pooled_keys else set()
-            processors = {
-                name: CrossFrameAttention(self.state, first_and_last, name in largest) if ".attn1." in name else old
-                for name, old in self._processors.items()
-            }
-            unet.set_attn_processor(processors)
+            largest = largest_attention(processors[0]) if pooled_keys else set()
+            for name in filter(_sees_itself, processors[0]):
+                processors[0][name] = CrossFrameAttention(self.state, first_and_last, name in largest)
+        if shared_by_halves:
+            for new in processors:
+                for name in islice(filter(_sees_itself, new), 1):
+                    new[name] = SharedByHalves(self.state, new[name])
+        for network, new in zip(self._networks, processors, strict=True):
+            network.set_attn_processor(new)
         if pooled_norm:
-            for network in filter(None, (unet, controlnet)):
+            for network in self._networks:
                 self._pool_norms(network)
         if residual_into_mid:
             self._hooks.append(unet.mid_block.register_forward_pre_hook(self._add_residual))
 
     def remove(self) -> None:
         """Give the networks back as they were."""
-        self._unet.set_attn_processor(dict(self._processors))
+        for network, old in zip(self._networks, self._processors, strict=True):
+            network.set_attn_processor(dict(old))
         for norm in self._norms:
             del norm.forward
         for hook in self._hooks:
@@ -120,6 +148,11 @@ class FrameCoupling:
     def _add_residual(self, mid_block: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         residual = self.state.mid_residual
         return inputs if residual is None else (inputs[0] + residual, *inputs[1:])
+
+
+def _sees_itself(name: str) -> bool:
+    """Whether the attention processor of this name belongs to self-attention."""
+    return ".attn1." in name
 
 
 def largest_attention(processors: Iterable[str]) -> set[str]:

@@ -216,7 +216,7 @@ class NativePainter:
         dtype: torch.dtype,
         offload: bool = False,
     ):
-        if options.guidance > 1:
+        if options.guidance > 1 and not anchor.manifest.guided:
             raise InputError(f"Anchor '{anchor.id}' was trained without guidance: leave the guidance at 1.")
         if options.lora:
             raise InputError(f"Anchor '{anchor.id}' has networks of its own kind, which no LoRA fits: leave it at 0.")
@@ -274,7 +274,12 @@ class NativePainter:
         if self.coupling:
             self.coupling.state.frames = window or len(latents)
             self.coupling.state.latent_size = latents.shape[-2:]
-        return self.networks.predict(latents.to(self.dtype), timestep, Condition(*condition))
+        latents, condition = latents.to(self.dtype), Condition(*condition)
+        conditional = self.networks.predict(latents, timestep, condition)
+        if self.options.guidance <= 1:
+            return conditional
+        unconditional = self.networks.predict(latents, timestep, condition.dropped())
+        return guide(unconditional, conditional, self.options.guidance)
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         return to_bytes_range(self.networks.decode(latents.to(self.dtype), Condition(*condition)))
@@ -313,6 +318,7 @@ class StableDiffusionPainter:
             self.controlnet,
             cross_frame_attention=together and manifest.cross_frame_attention,
             pooled_keys=options.pooled_keys,
+            shared_by_halves=options.guidance > 1,
             pooled_norm=together and manifest.compat.pooled_norm,
             residual_into_mid=together and manifest.compat.residual_into_mid,
         )
@@ -398,15 +404,23 @@ class StableDiffusionPainter:
         self.coupling.state.latent_size = latents.shape[-2:]
         pictures, *channels = condition
         pictures = pictures.to(self.device, self.dtype) / 255
-        conditional = self._noise(latents, timestep, pictures, channels, self.embeddings["prompt"])
+        noise = partial(self._noise, latents.to(self.dtype), timestep, pictures, channels)
         if self.options.guidance <= 1:
-            return conditional
-        unconditional = self._noise(latents, timestep, pictures, channels, self.embeddings["negative"])
-        return guide(unconditional, conditional, self.options.guidance)
+            return noise("prompt")
+        return guide(noise("negative", half=0), noise("prompt", half=1), self.options.guidance)
 
-    def _noise(self, latents: Tensor, timestep: Tensor, pictures: Tensor, channels: list, embedding: Tensor) -> Tensor:
-        """Noise prediction under one prompt embedding (1, tokens, width) for all frames."""
-        latents, embedding = latents.to(self.dtype), embedding.expand(len(latents), -1, -1)
+    def _noise(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        pictures: Tensor,
+        channels: list[Tensor],
+        prompt: str,
+        half: int | None = None,
+    ) -> Tensor:
+        """Noise prediction under one prompt embedding for all frames; half: see `WindowState`."""
+        embedding = self.embeddings[prompt].expand(len(latents), -1, -1)
+        self.coupling.state.half = half
         down, middle = self.controlnet(
             latents, timestep, embedding, pictures, self.options.condition_scale, return_dict=False
         )
