@@ -153,6 +153,7 @@ class Manifest(_Strict):
     condition: Literal["maps", "mesh-picture"] = "maps"
     condition_version: int = 1
     cross_frame_attention: bool = False
+    guided: bool = Field(False, description="native: trained with condition dropout, so that guidance above 1 works")
     compat: Compat = Compat()
     body: BodyModel | None = None
     placement: Placement | None = None

@@ -5,17 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
 from avatar_app import InputError
 from avatar_app.anchors import load_anchor
+from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise
 from avatar_app.diffusion.face import picture_places
+from avatar_app.diffusion.generator import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.evaluation.anchor import make_frames, score
 from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
 from avatar_app.mesh.conditions import PART, render_conditions
 from avatar_app.training import train
 from avatar_app.training.dataset import Footage, average_colours, places
+from avatar_app.training.distil import Distiller
 from avatar_app.training.package import package
 
 SMALL = dict(condition=dict(texture_size=(32, 64)), unet_widths=(16, 16))
@@ -78,7 +82,7 @@ def test_training_resumes_and_packages(footage, small_recipes, tmp_path):
     for kind in ("body", "face"):
         (tmp_path / kind).mkdir()
         trainer = train.Trainer(footage, kind, tmp_path / kind)
-        first = trainer.loss(trainer.batch(whole=True))[0].item()
+        first = trainer.loss(trainer.batches.next(whole=True))[0].item()
         trainer.run(2.0)
         assert np.isfinite(first) and trainer.step > 0
     again = train.Trainer(footage, "body", tmp_path / "body")
@@ -94,6 +98,35 @@ def test_training_resumes_and_packages(footage, small_recipes, tmp_path):
     data = Footage(footage, "train")
     row = score(anchor, data, make_frames(anchor, data.vertices, "draft"))
     assert row["PSNR"] > 10 and 0 < row["SSIM"] <= 1
+
+
+def test_distilled_student_comes_nearer_to_its_guided_teacher(footage, small_recipes, tmp_path, monkeypatch):
+    monkeypatch.setattr("avatar_app.training.distil.TEACHER_STEPS", 4)
+    trainer = train.Trainer(footage, "body", tmp_path)
+    trainer.run(2.0)
+    assert json.loads((tmp_path / "training.json").read_text())["guided"]
+    teacher = NativeNetworks.load(tmp_path)
+    data = Footage(footage, "train")
+    maps = train.stack(data.sample(n).maps for n in range(len(data)))
+
+    @torch.no_grad()
+    def painted(networks: NativeNetworks, steps: int, guidance: float) -> torch.Tensor:
+        condition, scheduler = networks.condition(maps), DDIMScheduler(**NATIVE_SCHEDULER)
+        scheduler.set_timesteps(steps)
+
+        def predict(latents, timestep, frames):
+            blind = networks.predict(latents, timestep, condition.dropped())
+            return guide(blind, networks.predict(latents, timestep, condition), guidance)
+
+        noise = seeded_noise(networks.latent_shape(*maps.shape[-2:]), 0)
+        return overlapped_denoise(predict, scheduler, noise, [range(len(maps))])
+
+    wanted, before = painted(teacher, 4, 2.0), painted(teacher, 1, 1.0)
+    distiller = Distiller(train.Batches(footage, "body"), teacher, guidance=2.0, rate=3e-4)
+    for _ in range(20):
+        assert np.isfinite(distiller.step())
+    after = painted(distiller.average, 1, 1.0)
+    assert (after - wanted).square().mean() < 0.7 * (before - wanted).square().mean()
 
 
 def test_metrics_know_what_is_better():

@@ -36,6 +36,12 @@ class Condition(NamedTuple):
     detail: Tensor
     base: Tensor
 
+    def dropped(self, where: Tensor | None = None) -> "Condition":
+        """What the UNet gets where it shall not know the condition: zeros, for all frames or for those of a mask (N,).
+        The decoder keeps its share."""
+        kept = 0.0 if where is None else (~where).to(self.latent.dtype).view(-1, 1, 1, 1)
+        return self._replace(latent=self.latent * kept)
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions without normalisation: crops and whole pictures give the same result."""

@@ -28,6 +28,11 @@ def package(footage_folder: Path, body: Path, face: Path | None, out: Path, fact
     """Copy, thumbnail and seal; the anchor's id is the name of `out`. `facts`: name, licence, consent, description."""
     footage = Footage(footage_folder, "train")
     camera = json.loads((footage_folder / "camera.json").read_text())
+    trained = {
+        part: json.loads((source / "training.json").read_text())
+        for part, source in (("body", body), ("face", face))
+        if source
+    }
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(footage_folder / "body.safetensors", out / "body.safetensors")
     plate = footage_folder / "plate.png"
@@ -43,7 +48,8 @@ def package(footage_folder: Path, body: Path, face: Path | None, out: Path, fact
         "static_background": plate.exists(),
         "cross_frame_attention": True,
         "presets": PRESETS,
-        "extra": {"body": json.loads((body / "training.json").read_text())},
+        "guided": all(training.get("guided", False) for training in trained.values()),
+        "extra": trained,
         **facts,
     }
     for part, source in (("body", body), ("face", face)):
@@ -52,7 +58,6 @@ def package(footage_folder: Path, body: Path, face: Path | None, out: Path, fact
             NativeNetworks.load(source).save(out / part)
     if face is not None:
         manifest["face"] = {"resolution": Footage(footage_folder, "face").size, "margin": 1.3}
-        manifest["extra"]["face"] = json.loads((face / "training.json").read_text())
     return seal_anchor(out, manifest)
 
 

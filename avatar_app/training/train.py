@@ -31,6 +31,7 @@ from avatar_app.training.dataset import Footage, Sample, average_colours
 
 EYES_AND_MOUTH = (2, 6)  # part ids of eyes, teeth and tongue, inclusive
 SKIN, CLOTHES, HAIR = 1, 7, 8
+BLIND_SHARE = 0.1  # of the samples the UNet does not see the condition of, so that guidance means something
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,38 @@ def picture_loss(made: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
     return loss + 0.7 * ((across.abs() * weight[..., 1:]).mean() + (down.abs() * weight[:, :, 1:]).mean())
 
 
+class Batches:
+    """Random samples of one set: whole pictures, or crops mostly around head and hands."""
+
+    def __init__(self, folder: Path, kind: str, seed: int = 0) -> None:
+        self.recipe, self.rng = RECIPES[kind], np.random.default_rng(seed)
+        self.footage = Footage(folder, "train" if kind == "body" else "face")
+
+    def next(self, whole: bool = False) -> list[Sample]:
+        footage, size = self.footage, self.recipe.crop
+        if whole:
+            return [footage.sample(int(n)) for n in self.rng.integers(0, len(footage), self.recipe.whole)]
+        samples = []
+        for number in self.rng.integers(0, len(footage), self.recipe.crops):
+            dice, middle = self.rng.random(), self.rng.random(2) * footage.size
+            if dice < 0.40:
+                middle = footage.head[number] + self.rng.normal(0, size / 8, 2)
+            elif dice < 0.75 and len(footage.interesting[number]):
+                places = footage.interesting[number]
+                middle = places[self.rng.integers(len(places))] + self.rng.normal(0, size / 8, 2)
+            left, top = (np.clip(middle - size / 2, 0, footage.size - size) // 16 * 16).astype(int)
+            samples.append(footage.sample(int(number), int(left), int(top), size))
+        return samples
+
+
 class Trainer:
     """One training run; `run` returns when its time is over."""
 
     def __init__(self, footage_folder: Path, kind: str, out: Path, seed: int = 0) -> None:
-        self.recipe, self.out, self.kind = RECIPES[kind], out, kind
-        self.rng = np.random.default_rng(seed)
+        self.recipe, self.out = RECIPES[kind], out
+        self.batches = Batches(footage_folder, kind, seed)
+        self.rng, self.footage = self.batches.rng, self.batches.footage
         torch.manual_seed(seed)
-        self.folder = footage_folder
-        self.footage = Footage(footage_folder, "train" if kind == "body" else "face")
         config = copy.deepcopy(self.recipe.networks)
         plate = footage_folder / "plate.png"
         has_plate = kind == "body" and plate.exists()
@@ -128,22 +152,6 @@ class Trainer:
             self.resume()
 
     # -- one step
-    def batch(self, whole: bool) -> list[Sample]:
-        footage, size = self.footage, self.recipe.crop
-        if whole:
-            return [footage.sample(int(n)) for n in self.rng.integers(0, len(footage), self.recipe.whole)]
-        samples = []
-        for number in self.rng.integers(0, len(footage), self.recipe.crops):
-            dice, middle = self.rng.random(), self.rng.random(2) * footage.size
-            if dice < 0.40:
-                middle = footage.head[number] + self.rng.normal(0, size / 8, 2)
-            elif dice < 0.75 and len(footage.interesting[number]):
-                places = footage.interesting[number]
-                middle = places[self.rng.integers(len(places))] + self.rng.normal(0, size / 8, 2)
-            left, top = (np.clip(middle - size / 2, 0, footage.size - size) // 16 * 16).astype(int)
-            samples.append(footage.sample(int(number), int(left), int(top), size))
-        return samples
-
     def loss(self, samples: list[Sample]) -> tuple[Tensor, float]:
         networks = self.networks
         maps, place = (stack(getattr(sample, name) for sample in samples) for name in ("maps", "place"))
@@ -154,11 +162,13 @@ class Trainer:
         timestep = self.timesteps(len(samples))
         signal, noise = (level[timestep].view(-1, 1, 1, 1) for level in (self.signal, self.noise))
         noisy = signal * clean.detach() + noise * torch.randn_like(clean)
-        predicted = networks.predict(noisy, timestep, condition)
+        blind = torch.from_numpy(self.rng.random(len(samples)) < BLIND_SHARE)
+        predicted = networks.predict(noisy, timestep, condition.dropped(blind))
         rough = networks.decode(clean + 0.1 * torch.randn_like(clean), condition)
         made = networks.decode(predicted, condition)
         latent = functional.smooth_l1_loss(predicted, clean.detach())
-        loss = picture_loss(made, picture, weight) + 0.5 * picture_loss(rough, picture, weight) + 0.1 * latent
+        seeing = weight * (~blind).to(weight).view(-1, 1, 1, 1)  # nobody can paint what he does not see
+        loss = picture_loss(made, picture, seeing) + 0.5 * picture_loss(rough, picture, weight) + 0.1 * latent
         loss = loss + 0.1 * picture_loss(condition.base, picture, weight)  # keeps the texture's colours colours
         return loss, (made - picture).detach().square().mean().item() / 4
 
@@ -177,7 +187,7 @@ class Trainer:
             rate = 2e-5 + 1e-3 * min(1, (self.step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * progress))
             for group in self.optimizer.param_groups:
                 group["lr"] = float(rate * group["share"])
-            loss, error = self.loss(self.batch(whole=progress > 1 - self.recipe.whole_share))
+            loss, error = self.loss(self.batches.next(whole=progress > 1 - self.recipe.whole_share))
             self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(self.networks.parameters(), 1.0)
@@ -213,7 +223,9 @@ class Trainer:
         torch.save(state, self.out / "state.tmp")
         (self.out / "state.tmp").replace(self.out / "state.pt")
         (self.out / "training.json").write_text(
-            json.dumps({"steps": self.step, "seconds": round(self.elapsed), "pictures": len(self.footage)})
+            json.dumps(
+                {"steps": self.step, "seconds": round(self.elapsed), "pictures": len(self.footage), "guided": True}
+            )
         )
 
     def resume(self) -> None:
