@@ -21,7 +21,6 @@ from talkshow_bridge.evaluation.gestures import (
 from talkshow_bridge.features import channel_mean, log_mel, normalise
 from talkshow_bridge.generator import MotionGenerator
 from talkshow_bridge.gesture_features import FEATURES, gesture_features
-from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.limits import FLEXION, bend_fingers, confine
 from talkshow_bridge.limits import WRISTS as ALLOWED
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS, LipNet
@@ -31,6 +30,7 @@ from talkshow_bridge.planner import STYLES, plan_gestures
 from talkshow_bridge.prosody import analyse
 from talkshow_bridge.rig import RELAXED_HANDS
 from talkshow_bridge.skeleton import JOINTS, LEFT, REST_JOINTS, RIGHT, forward, joint_positions, reach
+from talkshow_bridge.training.gestures import synthesize
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 NAMES = ("english", "spanish", "french")

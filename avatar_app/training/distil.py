@@ -3,7 +3,7 @@
     python -m avatar_app.training.distil FOOTAGE body TEACHER OUT --guidance 1.5 --steps 2000
 
 The teacher walks its whole guided way down from pure noise; from the places where samplers of one, two and four steps
-stop, the student learns to name the end of that way (sampler distillation after Luhman and Luhman, 2021).  The student is
+stop, the student learns to name the end of that way (sampler distillation after Luhman and Luhman, 2021).  It is
 never guided, so guidance is folded in and costs nothing afterwards.  Condition encoder and autoencoder stay the
 teacher's."""
 

@@ -21,11 +21,11 @@ import soxr
 
 from talkshow_bridge.features import SAMPLE_RATE, log_mel
 from talkshow_bridge.gesture_features import RATE, gesture_features, pack
-from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.planner import STYLES
 from talkshow_bridge.presence import HEAD, NECK, SPINE
 from talkshow_bridge.prosody import analyse
 from talkshow_bridge.training.corpus import held_out
+from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.training.sentences import SENTENCES
 
 log = logging.getLogger(__name__)
