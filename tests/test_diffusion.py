@@ -156,22 +156,22 @@ def test_shifted_windows_predict_every_frame_once_and_move(size):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_stream_gives_frames_early_and_holds_few_windows(batch):
+@pytest.mark.parametrize("shifted", [False, True])
+def test_stream_gives_frames_early_and_holds_few_windows(batch, shifted):
     """The first frames leave while later windows do not exist yet; the lag does not grow with the length."""
     scheduler = ddim()
     scheduler.set_timesteps(3)
     newest = 0
 
-    def watched(windows):
+    def available(count):
         nonlocal newest
-        for window in windows:
-            newest = window.stop
-            yield window
+        newest = max(newest, min(count, 600))
+        return min(count, 600)
 
-    windows, noise = watched(native_windows(600, 16, 4)), seeded_noise((1, 2, 2), 0)
+    windows = (lambda step: shifted_windows(available, 16, step)) if shifted else native_windows(available, 16, 4)
+    noise = seeded_noise((1, 2, 2), 0)
     parts = stream_denoise(singly(coupled_prediction), scheduler, noise, windows, batch)
-    lags = [newest - frames.start for frames, _ in parts]
-    assert max(lags) <= 16 * (3 + 1 + batch)
+    assert max(newest - frames.start for frames, _ in parts) <= 16 * (3 + 2 + batch)
 
 
 def test_independent_windows_leave_at_once():

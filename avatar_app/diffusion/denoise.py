@@ -77,13 +77,13 @@ def stream_denoise(
     fresh = _segments(scheduler, noise, first)
     in_flight: deque[_Segment] = deque()
     while True:
-        jobs = _ready(waiting, in_flight, batch)
-        while len(jobs) < batch and (segment := next(fresh, None)):
+        ready = _ready(waiting, in_flight, batch)
+        while len(ready) < batch and (segment := next(fresh, None)):
             in_flight.append(segment)
-            jobs = _ready(waiting, in_flight, batch)
-        if not jobs:
+            ready = _ready(waiting, in_flight, batch)
+        if not ready:
             break
-        _run(predict, jobs, waiting)
+        _run(predict, _equally_long(ready), waiting)
         while in_flight and in_flight[0].steps == steps:
             done = in_flight.popleft()
             yield slice(done.frames.start, done.frames.stop), done.latents
@@ -177,7 +177,7 @@ def _segments(scheduler, noise: Tensor, windows: Iterable[range]) -> Iterator[_S
 
 
 def _ready(waiting: list[_Waiting], in_flight: deque[_Segment], batch: int) -> list[_Job]:
-    """Up to `batch` windows of equal length that can be predicted now, the eldest first.
+    """Up to `batch` windows that can be predicted now, the eldest first.
 
     At each step windows are taken in their order, so that the sums come out the same as in the reference.
     """
@@ -191,10 +191,19 @@ def _ready(waiting: list[_Waiting], in_flight: deque[_Segment], batch: int) -> l
             complete = bool(touched) and touched[-1].frames.stop >= window.stop
             if not complete or any(s.steps != step for s in touched):
                 break
-            if jobs and len(window) != len(jobs[0].window):
-                break
             jobs.append(_Job(step, window, touched))
             index += 1
+    return jobs
+
+
+def _equally_long(ready: list[_Job]) -> list[_Job]:
+    """The first job and those as long as it, none of which overtakes another of its step."""
+    jobs, held_up = [], set()
+    for job in ready:
+        if len(job.window) == len(ready[0].window) and job.step not in held_up:
+            jobs.append(job)
+        else:
+            held_up.add(job.step)
     return jobs
 
 

@@ -54,6 +54,7 @@ class FrameGenerator:
 
     preset_options: a `Preset` or a dict of its fields. The same seed and options give the same frames however the
     input is cut into chunks. dtype: None leaves the precision to the plan; plan: None makes one for the free memory.
+    compiled: torch.compile the networks, half a minute or more that only long videos on a GPU win back.
     Raises InputError for options that the anchor cannot do.
     """
 

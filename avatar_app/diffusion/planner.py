@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
+from talkshow_bridge.errors import InputError
+
 log = logging.getLogger(__name__)
 
 USABLE = 0.6  # share of the free memory that a plan may fill
 WINDOWS_ON_GPU, FRAMES_ON_GPU = 8, 16  # more at once is hardly faster
-VALUES_PER_LATENT = 40  # alive in a UNet and a ControlNet, per latent pixel and channel of their first level
+VALUES_PER_LATENT = 60  # alive in a UNet and a ControlNet, per latent pixel and channel of their first level
 VALUES_PER_PIXEL = 10  # alive in a decoder, per pixel and channel of its last level
 UNKNOWN_MEMORY = 4 * 2**30
 
@@ -33,14 +35,13 @@ class Needs:
 
 @dataclass(frozen=True)
 class Plan:
-    """windows: predicted in one call. frames: encoded or decoded in one call. offload: the networks that are not at
-    work wait in main memory. compiled: torch.compile, which pays on long videos on a GPU."""
+    """windows: predicted in one call. frames: decoded in one call. offload: the networks that are not at work wait in
+    main memory."""
 
     windows: int = 1
     frames: int = 4
     dtype: torch.dtype = torch.float32
     offload: bool = False
-    compiled: bool = False
 
     def smaller(self, device: torch.device) -> "Plan | None":
         """One notch less memory, the pictures staying as they are; None when there is no notch left."""
@@ -81,13 +82,20 @@ def make_plan(device: torch.device, needs: Needs, free: int | None = None, dtype
 
 
 def with_less_memory(work: Callable[[Plan], object], plan: Plan, device: torch.device) -> tuple[object, Plan]:
-    """work(plan), again with ever smaller plans while memory runs out -> its result and the plan that did it."""
+    """work(plan), again with ever smaller plans while memory runs out -> its result and the plan that did it.
+
+    Raises InputError when the smallest plan is still too large.
+    """
     while True:
         try:
             return work(plan), plan
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or (smaller := plan.smaller(device)) is None:
+            if not is_out_of_memory(error):
                 raise
+            if (smaller := plan.smaller(device)) is None:
+                raise InputError(
+                    f"The memory of {device} does not suffice even for {plan}; a smaller window needs less."
+                ) from error
         log.warning("Out of memory with %s; trying again with %s", plan, smaller)
         plan = smaller
         if device.type != "cpu":
