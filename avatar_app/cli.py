@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that clean-up code runs
     options = _parser().parse_args(arguments)
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line
+    logging.basicConfig(format=f"{clear}avatar_app: %(message)s")
+    logging.getLogger("avatar_app").setLevel(logging.INFO)
     try:
         return options.run(options) or 0
     except InputError as error:
