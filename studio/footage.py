@@ -4,28 +4,28 @@
     python -m studio.footage man OUT work/performed.npz --set train --every 41
     python -m studio.footage man OUT work/scripted.npz --set face --face 256 --every 12
 
-Writes OUT/body.safetensors (condition mesh), OUT/camera.json, OUT/plate.png and OUT/<set>/: motion.npz, index.json,
-frames 000123.png (the full picture) or, with --face, square head crops with their camera in index.json.
+Writes OUT/body.safetensors (condition mesh), OUT/camera.json, OUT/plate.png, OUT/stage.exr (the set) and OUT/<set>/:
+motion.npz, index.json, frames 000123.png (the full picture) or, with --face, square head crops with their camera in
+index.json.  Frames in which a hand would dip into the desk are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from avatar_app.mesh.body import Body
+from avatar_app.mesh.body import Body, Posed
 from avatar_app.mesh.camera import Camera
-from studio.script import with_resting_face
+from studio.people import PEOPLE, film_body, person_of, shared_rig
+from studio.script import unit_array
 from talkshow_bridge.motion import Motion
 
-
-def presenter_camera(body: Body, size: int) -> Camera:
-    """Head to belly, slightly from above, a portrait lens 2.3 m away."""
-    height = float(body.joints[12][1]) - 0.122
-    return Camera.look_at((0, height + 0.06, 2.3), (0, height, 0), size * 95 / 36, size, size)
+HANDS = [20, 21, *range(25, 55)]
+ABOVE_DESK = 0.018  # metres that finger joints keep from the desk
 
 
 def head_box(points: np.ndarray, margin: float = 0.30) -> tuple[float, float, float]:
@@ -36,30 +36,67 @@ def head_box(points: np.ndarray, margin: float = 0.30) -> tuple[float, float, fl
     return float(left), float(top), float(side)
 
 
-def film(scene, body: Body, motion: Motion, frames: list[int], folder: Path, camera: Camera, face: int | None) -> None:
+def posed_frame(scene, body: Body, motion: Motion, number: int) -> Posed:
+    """One frame as it is filmed: the presenter's resting face is added to the motion's."""
+    frame = motion[number : number + 1]
+    return body.pose(replace(frame, expression=frame.expression + unit_array(scene.presenter.resting, 1)))
+
+
+def touches_desk(scene, posed: Posed) -> bool:
+    return bool(scene.desk) and posed.joints[0, HANDS, 1].min() < scene.desk_height + ABOVE_DESK
+
+
+def film(scene, body: Body, motion: Motion, frames: list[int], folder: Path, face: int | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     motion.save(folder / "motion.npz")
     index: dict[str, dict] = {}
     for number in frames:
-        posed = body.pose(with_resting_face(motion[number : number + 1]))
-        view, path = camera, folder / f"{number:06d}.png"
+        posed = posed_frame(scene, body, motion, number)
+        if not face and touches_desk(scene, posed):
+            continue
+        view, path = scene.camera, folder / f"{number:06d}.png"
         if face:
             rng = np.random.default_rng(number)
-            left, top, side = head_box(camera.project(posed.vertices[0][scene.head])[:, :2])
+            left, top, side = head_box(scene.camera.project(posed.vertices[0][scene.head])[:, :2])
             shift = rng.uniform(-0.06, 0.06, 2) * side
-            view = camera.crop(left + shift[0], top + shift[1], side * rng.uniform(0.95, 1.12), face)
+            view = scene.camera.crop(left + shift[0], top + shift[1], side * rng.uniform(0.95, 1.12), face)
         index[path.name] = {"frame": number, "camera": view.to_dict()}
         if not path.exists():
-            scene.set_camera(view)
-            scene.set_frame(posed.vertices[0].astype(float), posed.transforms[0].astype(float))
-            scene.render(str(path), seed=number)
+            shoot(scene, view, posed, path, seed=number)
             print(f"{folder.name} {path.name}", flush=True)
         (folder / "index.json").write_text(json.dumps(index))
 
 
+def shoot(scene, view: Camera, posed: Posed, path: Path, seed: int = 0) -> None:
+    """Render one picture; it appears under its name only when it is complete."""
+    scene.set_camera(view)
+    scene.set_frame(posed.vertices[0].astype(float), posed.transforms[0].astype(float))
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    scene.render(str(unfinished), seed=seed)
+    unfinished.replace(path)
+
+
+def open_studio(name: str, out: Path, size: int, samples: int):
+    """The scene of one of PEOPLE and the body that poses it; the set's backdrop is kept in `out`."""
+    from studio.presenter import PresenterScene, RenderQuality, presenter_camera
+
+    out.mkdir(parents=True, exist_ok=True)
+    presenter = PEOPLE[name]
+    body = film_body(person_of(name))
+    camera = presenter_camera(body, presenter, size)
+    return PresenterScene(presenter, body, camera, out / "stage.exr", RenderQuality(samples=samples)), body
+
+
+def rig_of(name: str, scene) -> Body:
+    """The reduced body that the anchor ships."""
+    from studio.anchor_rig import anchor_body
+
+    return anchor_body(shared_rig(), person_of(name), scene.outfit, scene.scalp, scene.strands, scene.presenter.resting)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presenter")
+    parser.add_argument("presenter", choices=list(PEOPLE))
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", default="train")
     parser.add_argument("motion", type=Path, help="Motion file, for example of studio.script")
@@ -68,32 +105,22 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=7, help="use every n-th frame of the motion")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--limit", type=int)
-    parser.add_argument("--samples", type=int, default=6)
-    parser.add_argument("--prefilter", default="NONE", choices=("NONE", "FAST", "ACCURATE"))
+    parser.add_argument("--samples", type=int, default=8)
     arguments = parser.parse_args()
 
-    from studio.anchor_rig import anchor_body
-    from studio.people import film_body, person_of, shared_rig
-    from studio.presenter import PresenterScene, RenderQuality
-
     out = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    person = person_of(arguments.presenter)
-    body = film_body(person)
-    scene = PresenterScene(body, quality=RenderQuality(samples=arguments.samples))
-    scene.scene.cycles.denoising_prefilter = arguments.prefilter
-    camera = presenter_camera(body, arguments.size)
+    scene, body = open_studio(arguments.presenter, out, arguments.size, arguments.samples)
     if not (out / "body.safetensors").exists():
-        anchor_body(shared_rig(), person, scene.outfit, scene.strands).save(out / "body.safetensors")
-        (out / "camera.json").write_text(json.dumps(camera.to_dict()))
+        rig_of(arguments.presenter, scene).save(out / "body.safetensors")
+        (out / "camera.json").write_text(json.dumps(scene.camera.to_dict()))
     if not (out / "plate.png").exists():
-        scene.set_camera(camera)
+        scene.set_camera(scene.camera)
         scene.set_person_visible(False)
         scene.render(str(out / "plate.png"))
         scene.set_person_visible(True)
     motion = Motion.load(arguments.motion)
     frames = list(range(arguments.first, len(motion), arguments.every))[: arguments.limit]
-    film(scene, body, motion, frames, out / arguments.set, camera, arguments.face)
+    film(scene, body, motion, frames, out / arguments.set, arguments.face)
 
 
 if __name__ == "__main__":

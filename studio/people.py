@@ -1,7 +1,8 @@
-"""The synthetic people we film: phenotypes over the CC0 MakeHuman mesh.  None of them is a real person."""
+"""The synthetic people we film: phenotype, colours, hair, clothes, set and framing.  None of them is a real person."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -10,29 +11,156 @@ from avatar_app.mesh.body import Body
 from studio.makehuman import Phenotype, load_base_mesh
 from studio.smplx_rig import PARENTS, Person, Rig, build_rig
 
+Colour = tuple[float, float, float]  # linear RGB
+
+RESTING = {"eyeWide_": 0.12, "browDown_": 0.25, "mouthSmile_": 0.06}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colours and fine drawing of one face."""
+
+    skin: Colour = (0.52, 0.280, 0.178)
+    hair: Colour = (0.011, 0.0062, 0.0038)
+    hair_tips: Colour = (0.026, 0.0145, 0.0085)
+    lips: Colour = (0.40, 0.145, 0.115)
+    iris: tuple[Colour, Colour] = ((0.030, 0.016, 0.008), (0.115, 0.060, 0.024))
+    # x from the middle of the face, height above the eyes, of the brow's middle line; metres
+    brow: tuple[tuple[float, float], ...] = (
+        (0.0110, 0.0140),
+        (0.0200, 0.0166),
+        (0.0310, 0.0186),
+        (0.0420, 0.0176),
+        (0.0550, 0.0110),
+    )
+    brow_half_width: float = 0.0031
+    brow_hairs: int = 800
+    lash_length: float = 0.8
+    lid_line: float = 0.00028  # radius in metres of the dark line along the upper lashes
+    beard: float = 0.7
+    blush: float = 0.35
+
+
+@dataclass(frozen=True)
+class Wear:
+    """Which cut (see `studio.outfit.CUTS`) and its colours."""
+
+    cut: str
+    jacket: Colour
+    shirt: Colour
+    tie: Colour = (0.0, 0.0, 0.0)
+    stripe: Colour = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The whole picture's camera. Metres from the neck joint: what the middle of the picture shows, where the camera
+    stands; focal length in units of the picture's side."""
+
+    middle: tuple[float, float] = (0.0, -0.122)
+    rise: float = 0.06
+    distance: float = 2.3
+    focal: float = 95 / 36
+
+
+@dataclass(frozen=True)
+class Presenter:
+    phenotype: Phenotype
+    look: Look
+    wear: Wear
+    hair: str  # a style of studio.hair
+    stage: str  # a set of studio.stages
+    framing: Framing
+    # units of the face when nothing moves it: MakeHuman's neutral face looks tired and a little surprised
+    resting: dict[str, float] = field(default_factory=lambda: dict(RESTING))
+
+
+def both(name: str, weight: float) -> dict[str, float]:
+    """A target of the left and of the right side; "eyes/_-eye-scale-incr" -> "eyes/l-eye-..." and "eyes/r-eye-..."."""
+    return {name.replace("_", side): weight for side in "lr"}
+
+
 PEOPLE = {
-    "man": Phenotype(
-        gender=1.0,
-        old=0.16,
-        muscle=-0.1,
-        proportions=0.8,
-        race=(0.12, 0.18, 0.70),
-        targets={
-            "head/head-oval": 0.35,
-            "chin/chin-width-incr": 0.25,
-            "chin/chin-prominent-incr": 0.25,
-            "nose/nose-scale-horiz-decr": 0.3,
-            "nose/nose-point-up": 0.15,
-            "mouth/mouth-scale-horiz-incr": 0.2,
-            "eyes/l-eye-scale-incr": 0.25,
-            "eyes/r-eye-scale-incr": 0.25,
-            "mouth/mouth-angles-up": 0.25,
-            "mouth/mouth-lowerlip-volume-incr": 0.25,
-            "neck/neck-scale-horiz-incr": 0.25,
-            "head/head-scale-horiz-incr": 0.15,
-            "head/head-scale-vert-incr": 0.1,
-            "torso/torso-scale-horiz-decr": 0.15,
-        },
+    "man": Presenter(
+        Phenotype(
+            gender=0.95,
+            old=0.14,
+            muscle=-0.25,
+            proportions=0.5,
+            race=(0.10, 0.15, 0.75),
+            targets={
+                "head/head-oval": 0.45,
+                "chin/chin-width-incr": 0.1,
+                "chin/chin-prominent-incr": 0.2,
+                "nose/nose-scale-horiz-decr": 0.45,
+                "nose/nose-point-up": 0.1,
+                "nose/nose-nostrils-width-decr": 0.2,
+                "mouth/mouth-scale-horiz-incr": 0.1,
+                "mouth/mouth-angles-up": 0.3,
+                "mouth/mouth-lowerlip-volume-incr": 0.4,
+                "mouth/mouth-upperlip-volume-incr": 0.3,
+                "neck/neck-scale-horiz-incr": 0.1,
+                "head/head-scale-vert-incr": 0.15,
+                "torso/measure-shoulder-dist-decr": 0.75,
+                "hip/hip-scale-horiz-decr": 0.6,
+                "torso/torso-scale-horiz-decr": 0.3,
+                **both("eyes/_-eye-scale-incr", 0.55),
+                **both("eyes/_-eye-height2-incr", 0.3),
+                **both("arms/_-upperarm-shoulder-muscle-decr", 0.7),
+                **both("arms/_-upperarm-fat-decr", 0.4),
+                **both("hands/_-hand-scale-decr", 0.35),
+            },
+        ),
+        Look(),
+        Wear("suit", (0.011, 0.015, 0.030), (0.66, 0.69, 0.75), (0.120, 0.010, 0.018), (0.030, 0.045, 0.110)),
+        hair="side part",
+        stage="news desk",
+        framing=Framing(middle=(0.0, -0.150), rise=0.13, distance=2.42),
+    ),
+    "woman": Presenter(
+        Phenotype(
+            gender=0.04,
+            old=0.04,
+            muscle=-0.1,
+            weight=-0.1,
+            proportions=0.7,
+            race=(0.12, 0.18, 0.70),
+            targets={
+                "head/head-oval": 0.4,
+                "chin/chin-width-decr": 0.2,
+                "nose/nose-scale-horiz-decr": 0.35,
+                "nose/nose-scale-vert-decr": 0.15,
+                "nose/nose-point-up": 0.2,
+                "mouth/mouth-angles-up": 0.35,
+                "mouth/mouth-lowerlip-volume-incr": 0.5,
+                "mouth/mouth-upperlip-volume-incr": 0.5,
+                "breast/breast-volume-vert-down": 0.1,
+                "neck/neck-scale-horiz-decr": 0.4,
+                "hip/hip-scale-horiz-decr": 0.4,
+                **both("eyes/_-eye-scale-incr", 0.5),
+                **both("eyes/_-eye-height2-incr", 0.3),
+                **both("hands/_-hand-scale-decr", 0.2),
+            },
+        ),
+        Look(
+            skin=(0.60, 0.345, 0.235),
+            hair=(0.022, 0.0095, 0.0048),
+            hair_tips=(0.070, 0.032, 0.0145),
+            lips=(0.42, 0.085, 0.085),
+            iris=((0.022, 0.035, 0.020), (0.085, 0.105, 0.050)),
+            brow=((0.0105, 0.0150), (0.0200, 0.0180), (0.0310, 0.0208), (0.0420, 0.0196), (0.0540, 0.0125)),
+            brow_half_width=0.0022,
+            brow_hairs=560,
+            lash_length=1.05,
+            lid_line=0.00042,
+            beard=0.0,
+            blush=0.6,
+        ),
+        Wear("blazer", (0.010, 0.075, 0.085), (0.80, 0.77, 0.72)),
+        hair="bob",
+        stage="bright studio",
+        framing=Framing(middle=(0.070, -0.130), rise=0.03, distance=2.35),
+        resting={"eyeWide_": 0.08, "browDown_": 0.15, "mouthSmile_": 0.08},
     ),
 }
 
@@ -45,7 +173,7 @@ def shared_rig() -> Rig:
 
 def person_of(name: str) -> Person:
     """Rest mesh and joints of one of PEOPLE."""
-    return shared_rig().person(PEOPLE[name])
+    return shared_rig().person(PEOPLE[name].phenotype)
 
 
 def film_body(person: Person) -> Body:

@@ -16,10 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from talkshow_bridge.audio import load_speech
-from talkshow_bridge.features import log_mel
-from talkshow_bridge.training.gestures import synthesize
 from talkshow_bridge.motion import ARKIT_52, Motion
-from talkshow_bridge.prosody import analyse
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 
@@ -60,10 +57,6 @@ VISEMES: dict[str, tuple[float, dict[str, float]]] = {
     "ch": (0.05, {"mouthFunnel": 0.5, "mouthLowerDown_": 0.3, "mouthUpperUp_": 0.3}),
     "ss": (0.03, {"mouthLowerDown_": 0.35, "mouthUpperUp_": 0.25, "mouthStretch_": 0.25}),
 }
-RESTING_FACE = {
-    "eyeWide_": 0.3,
-    "browDown_": 0.15,
-}  # MakeHuman's neutral lids and brows look tired and raised without it
 
 
 def scripted_motion(count: int, seed: int, fps: float = 30.0) -> Motion:
@@ -99,11 +92,6 @@ def unit_array(units: dict[str, np.ndarray | float], count: int) -> np.ndarray:
         for full in (name[:-1] + "Left", name[:-1] + "Right") if name.endswith("_") else (name,):
             values[:, ARKIT_52.index(full)] += value
     return values.clip(0, 1.2)
-
-
-def with_resting_face(motion: Motion) -> Motion:
-    """Add the presenter's resting lids and brows to any motion (the anchor's rig has them baked in)."""
-    return replace(motion, expression=motion.expression + unit_array(RESTING_FACE, len(motion)))
 
 
 def _wander(count, rng, seconds, fps, channels=1, limit=2.2) -> np.ndarray:
@@ -215,30 +203,22 @@ def _brows(count, rng, fps) -> dict[str, np.ndarray]:
 
 
 def performed_motion(seconds: float, seed: int, fps: float = 30.0) -> Motion:
-    """Body, hands and eyes of the gesture synthesiser over the bundled speech samples (all styles, many energies), with
-    the scripted mouth: the motion an anchor meets on air, with more varied faces."""
-    rng = np.random.default_rng(seed)
+    """What an anchor meets on air: the bundled motion model over the speech samples (all styles, from listening to
+    lively), half of the time with the scripted mouth and gaze, which show more than speech does."""
+    from talkshow_bridge.generator import MotionGenerator
+
+    rng, generator = np.random.default_rng(seed), MotionGenerator.from_pretrained()
     samples = [load_speech(path) for path in sorted(SAMPLES.glob("*.opus"))]
     parts, total = [], 0
     while total < seconds * fps:
-        speech = samples[rng.integers(len(samples))]
-        count = speech.frame_count(fps)
-        prosody = analyse(speech.samples, log_mel(speech.samples))
-        style = ("calm", "neutral", "lively")[rng.integers(3)]
-        play = synthesize(prosody, count, fps, int(rng.integers(1 << 30)), style, float(rng.uniform(0.5, 1.7)))
-        mouth = scripted_motion(count, int(rng.integers(1 << 30)), fps)
-        keep_eyes = rng.random() < 0.5
-        parts.append(
-            replace(
-                mouth,
-                body=play.body,
-                left_hand=play.left_hand,
-                right_hand=play.right_hand,
-                leye=play.eyes if keep_eyes else mouth.leye,
-                reye=play.eyes if keep_eyes else mouth.reye,
-            )
-        )
-        total += count
+        speech, style = samples[rng.integers(len(samples))], generator.styles[rng.integers(len(generator.styles))]
+        energy = 0.0 if rng.random() < 0.1 else float(rng.uniform(0.5, 1.8))
+        play = generator.generate(speech, int(rng.integers(1 << 30)), style, energy, fps)
+        face = scripted_motion(len(play), int(rng.integers(1 << 30)), fps)
+        if rng.random() < 0.5:
+            play = replace(play, jaw=face.jaw, expression=face.expression, leye=face.leye, reye=face.reye)
+        parts.append(replace(play, meta={"generator": "studio.script", "seed": seed}))
+        total += len(play)
     return Motion.concatenate(parts)
 
 
