@@ -96,7 +96,10 @@ def _inspect(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from avatar_app.pipeline import choose_anchor
 
-    out, motion = check_motion_output(options.out), _read(options)
+    out = check_motion_output(options.out)
+    if out.exists() and os.path.exists(options.file) and os.path.samefile(out, options.file):
+        raise InputError(f"The output {out.name!r} would replace the motion that it is made from.")
+    motion = _read(options)
     if options.fps is not None:
         if not 1 <= options.fps <= 240:
             raise InputError(f"The frame rate goes from 1 to 240, not {options.fps:g}.")
@@ -144,6 +147,7 @@ def write_motion(motion: Motion, out: Path, body: Callable[[], Body | None], ama
     try:
         match out.suffix.lower():
             case ".npy":
+                motion = motion.resample(30.0)  # the format's only rate
                 save_talkshow(motion, temporary)
             case ".npz":
                 save_amass(motion, temporary) if amass else motion.save(temporary)
@@ -182,21 +186,23 @@ def _write_glb(motion: Motion, path: Path, body: Body | None) -> None:
 def read_motion_for(path: str, expression_space: str, speech: Speech | None) -> Motion:
     """A motion file made fit for a presenter: on the spot, and with face numbers that the body understands.
 
-    A face of another kind is made anew from the speech where there is one; otherwise only jaw and eyes move.
+    No face or one of another kind is made anew from the speech where there is one; otherwise only jaw and eyes move.
     """
     from talkshow_bridge.exchange import IN_A_ROOM, face_front, load_motion, with_face
     from talkshow_bridge.generator import MotionGenerator
 
-    motion = load_motion(path)
+    motion, name = load_motion(path), shown(Path(path))
     if motion.meta.get("placed") == IN_A_ROOM:
         motion = face_front(motion)
-    if motion.expression_space == expression_space:
+    known = motion.expression_space == expression_space
+    if known and (speech is None or motion.expression.any() or motion.jaw.any()):
         return motion
     generator = MotionGenerator.from_pretrained()
     if speech is None or generator.expression_space != expression_space:
-        _say(f"the face numbers of '{shown(Path(path))}' mean nothing to this body: only jaw and eyes move")
+        _say(f"the face numbers of '{name}' mean nothing to this body: only jaw and eyes move")
         return with_face(motion, expression_space)
-    _say(f"the face numbers of '{shown(Path(path))}' mean nothing to this body: its face follows the speech instead")
+    reason = "has no moving face" if known else "has face numbers that mean nothing to this body"
+    _say(f"'{name}' {reason}: the face follows the speech instead")
     return with_face(motion, expression_space, generator.generate(speech, fps=motion.fps))
 
 

@@ -89,6 +89,8 @@ def render(
         presenter = choose_anchor(settings.anchor)
         options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
+        if motion is None:
+            check_face(settings, body)
     with clock("motion"):
         report("motion", 0, 1)
         motion = make_motion(recording, settings, fps, device) if motion is None else fit_motion(motion, recording, fps)
@@ -122,6 +124,15 @@ def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, 
         raise InputError("Without speech a motion file is needed.")
     generator = MotionGenerator.from_pretrained(motion_model_folder(settings.motion_model), device, settings.lips)
     return generator.generate(recording, settings.seed, settings.style, settings.gesture_energy, fps)
+
+
+def check_face(settings: RenderSettings, body) -> None:
+    """Raises InputError before a motion is made whose face the body would not understand."""
+    from talkshow_bridge.checkpoints import holds_talkshow
+
+    folder = motion_model_folder(settings.motion_model)
+    if folder and holds_talkshow(folder) and settings.lips == "official" and body.expression_space != "flame100":
+        raise InputError("TalkSHOW's face means nothing to this presenter: with `--lips bundled` it gets our lips.")
 
 
 def motion_model_folder(name: str | None) -> Path | None:

@@ -26,6 +26,7 @@ from talkshow_bridge.motion import ARKIT_52, ARKIT_OFFSET, EXPRESSION_SIZES, MAX
 from talkshow_bridge.rig import RELAXED_HANDS, REST_JOINTS, full_pose
 
 HANDS, UPS = ("relative", "absolute"), ("y", "z")
+WRITTEN_ONLY = (".bvh", ".glb", ".gltf")
 BEAT2_FPS = 30.0
 IN_A_ROOM = "in a room"  # meta["placed"] of motions whose position and heading are a studio's, not a presenter's
 _FRAME_RATES = ("mocap_frame_rate", "mocap_framerate")
@@ -44,6 +45,8 @@ def load_motion(
     are checked before memory is taken (see arrays.py), numbers must be finite.
     """
     name = shown(Path(path))
+    if Path(path).suffix.lower() in WRITTEN_ONLY:
+        raise InputError(f"'{name}' cannot be read: BVH and GLB files are only written here.")
     if sample is not None and not is_npy(path):
         raise InputError(f"'{name}' holds a single motion; only TalkSHOW's .npy files hold several samples.")
     arrays = read_npz(path, _POSE_FILE) if is_npz(path) else {}

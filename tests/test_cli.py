@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from avatar_app.cli import main
+from avatar_app.cli_motion import read_motion_for
 from avatar_app.video import probe
-from talkshow_bridge.audio import ffmpeg_path
+from talkshow_bridge.audio import ffmpeg_path, load_speech
+from talkshow_bridge.exchange import save_amass
+from talkshow_bridge.motion import Motion
 from tests.speech import write_speech
 
 
@@ -120,6 +123,36 @@ def test_motion_only_then_that_motion(recordings, tmp_path, capsys):
     assert {file.name for file in tmp_path.iterdir()} == {"motion.npz", "mesh.mp4", "mesh.json"}
     assert main(["render", speech, "--anchor", "tiny", "--settings", "mesh.json", "--preset", "draft"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["settings"]["preset"] == "draft"
+
+
+def test_a_motion_without_a_face_speaks(recordings, capsys):
+    speech = load_speech(recordings / "good.wav")
+    save_amass(Motion.rest(speech.frame_count(30)), "amass.npz")
+    motion = read_motion_for("amass.npz", "arkit52", speech)
+    assert motion.jaw.any() and "follows the speech" in capsys.readouterr().err
+    assert not read_motion_for("amass.npz", "arkit52", None).jaw.any()
+
+
+def test_motion_files_are_not_overwritten_by_themselves(tmp_path, capsys):
+    Motion.rest(5).save("m.npz")
+    before = (tmp_path / "m.npz").read_bytes()
+    assert main(["motion", "convert", "m.npz", "m.npz"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "would replace")
+    assert (tmp_path / "m.npz").read_bytes() == before
+    assert main(["motion", "convert", "m.npz", "m.npy", "--fps", "60"]) == 0
+    assert "5 frames at 30 per second" in capsys.readouterr().out
+    assert main(["motion", "convert", "m.npz", "m.bvh"]) == 0
+    capsys.readouterr()
+    assert main(["motion", "inspect", "m.bvh"]) == 2
+    assert_one_sentence(capsys.readouterr().err, "only written")
+
+
+def test_a_face_that_the_presenter_does_not_understand_is_refused_at_once(recordings, tmp_path, capsys):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "face.pth").write_bytes(b"never opened")
+    command = ["render", str(recordings / "good.wav"), "--anchor", "tiny", "--motion-model", "weights"]
+    assert main(command) == 2
+    assert_one_sentence(capsys.readouterr().err, "--lips bundled")
 
 
 def test_anchors_list_export_import(tmp_path, capsys, monkeypatch):
