@@ -6,7 +6,8 @@ cost      UNet evaluations per frame of a bundled anchor's presets against 20 st
 latency   share of a one-minute render after which its first second is finished
 memory    peak memory of ten minutes of video against ten seconds
 The networks of "exact" have Stable Diffusion 1.5's shape at an eighth of its width, head size included, and random
-weights. All numbers are ratios within one run; other work on the machine disturbs "exact" little, as CPU time is taken.
+weights; it takes three minutes and 8 GB. All numbers are ratios within one run; with OMP_NUM_THREADS=1 other work on
+the machine disturbs "exact" little, as CPU time is taken. "memory" takes about five minutes.
 """
 
 import argparse
@@ -280,9 +281,9 @@ def memory() -> None:
 
 
 def peak_memory_of(count: int, pixels: int = 64) -> float:
-    """MB, for rendering so many frames with 3 steps and guidance."""
+    """MB, for rendering so many frames with two steps."""
     torch.set_num_threads(1)
-    options = ORIGINAL.model_copy(update={"steps": 3, "window": 8, "overlap": 2})
+    options = ORIGINAL.model_copy(update={"steps": 2, "guidance": 1.0, "window": 8, "overlap": 2})
     with tempfile.TemporaryDirectory() as folder:
         anchor = random_anchor(Path(folder) / "tiny", pixels, widths=(8, 8, 8, 8), heads=1)
         turns = mesh_like_pictures(100, pixels)
