@@ -27,11 +27,11 @@ class Look:
     iris: tuple[Colour, Colour] = ((0.030, 0.016, 0.008), (0.115, 0.060, 0.024))
     # x from the middle of the face, height above the eyes, of the brow's middle line; metres
     brow: tuple[tuple[float, float], ...] = (
-        (0.0110, 0.0140),
-        (0.0200, 0.0166),
+        (0.0110, 0.0122),
+        (0.0200, 0.0156),
         (0.0310, 0.0186),
-        (0.0420, 0.0176),
-        (0.0550, 0.0110),
+        (0.0420, 0.0189),
+        (0.0560, 0.0128),
     )
     brow_half_width: float = 0.0031
     brow_hairs: int = 800
@@ -148,7 +148,7 @@ PEOPLE = {
             hair_tips=(0.070, 0.032, 0.0145),
             lips=(0.42, 0.085, 0.085),
             iris=((0.022, 0.035, 0.020), (0.085, 0.105, 0.050)),
-            brow=((0.0105, 0.0150), (0.0200, 0.0180), (0.0310, 0.0208), (0.0420, 0.0196), (0.0540, 0.0125)),
+            brow=((0.0105, 0.0138), (0.0200, 0.0173), (0.0310, 0.0207), (0.0420, 0.0206), (0.0545, 0.0138)),
             brow_half_width=0.0022,
             brow_hairs=560,
             lash_length=1.05,
@@ -159,7 +159,7 @@ PEOPLE = {
         Wear("blazer", (0.010, 0.075, 0.085), (0.80, 0.77, 0.72)),
         hair="bob",
         stage="bright studio",
-        framing=Framing(middle=(0.070, -0.130), rise=0.03, distance=2.35),
+        framing=Framing(middle=(0.045, -0.130), rise=0.03, distance=2.35),
         resting={"eyeWide_": 0.08, "browDown_": 0.15, "mouthSmile_": 0.08},
     ),
 }

@@ -232,7 +232,7 @@ STAGES = {
         ),
         ((0.45, 0.58, 0.80), 0.16),
         desk=True,
-        exposure=0.55,
+        exposure=0.7,
     ),
     "bright studio": Stage(
         _bright,
