@@ -4,18 +4,22 @@
     python -m avatar_app.training.train FOOTAGE face OUT --minutes 30      # head crops, set "face"
     python -m avatar_app.training.train ONE TWO THREE body OUT             # several people share all but the texture
 
-`launch.py anchors train` runs this for both pictures and packs the result.  One stage, end to end: the encoder makes latents of the picture; the decoder learns to undo that; the UNet learns to
+`launch.py anchors train` runs this for both pictures and packs the result.
+
+One stage, end to end: the encoder makes latents of the picture; the decoder learns to undo that; the UNet learns to
 predict the same latents from noise under the condition, mostly from pure noise, because that is where few-step sampling
 starts; what the decoder makes of its prediction is compared with the picture again.  Crops around head and hands first,
-whole pictures at the end, so that normalisation and attention see what they will see later.  Killed runs resume
-from OUT/state.pt.  What is kept is the running mean of the weights that paints held-out pictures best; OUT/sheet.png
-shows them (truth, made) and OUT/progress.json tells how far it is."""
+whole pictures at the end, so that normalisation and attention see what they will see later.
+
+Killed runs resume from OUT/state.pt.  What is kept is the running mean of the weights that paints held-out pictures
+best; OUT/sheet.png shows them (truth, made) and OUT/progress.json tells how far it is."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -210,15 +214,12 @@ class Trainer:
         if begun:  # the architecture comes with the weights
             texture = tuple(begun.condition_encoder.texture.shape[-2:])
             config = {
-                "condition": begun.condition_encoder.config | {"texture_size": texture},
-                "autoencoder": dict(begun.autoencoder.config),
+                "condition": own_options(begun.condition_encoder.config) | {"texture_size": texture},
+                "autoencoder": own_options(begun.autoencoder.config),
                 "unet_widths": tuple(begun.unet.config.block_out_channels),
             }
         has_plate = self.kind == "body" and all((folder / "plate.png").exists() for folder in folders)
-        config["condition"] = own_options(config.get("condition", {})) | {
-            "plate_size": (size, size) if has_plate else None
-        }
-        config["autoencoder"] = own_options(config.get("autoencoder", {}))
+        config.setdefault("condition", {})["plate_size"] = (size, size) if has_plate else None
         networks = NativeNetworks(**config)
         if begun:
             known = begun.state_dict()
@@ -321,7 +322,7 @@ class Trainer:
     def tell(self, mean: np.ndarray, seconds: float) -> None:
         left, psnr = (seconds - self.elapsed) / 60, -10 * np.log10(mean[1])
         print(f"step {self.step} loss {mean[0]:.4f} PSNR {psnr:.2f} dB, {left:.0f} min left", flush=True)
-        facts = {"step": self.step, "seconds": self.elapsed, "of": seconds, "psnr": psnr, "held_out": self.scores}
+        facts = {"step": self.step, "seconds": self.elapsed, "of": seconds, "psnr": float(psnr), "held_out": self.scores}
         write_json(self.out / "progress.json", facts)
 
     def check(self) -> None:
@@ -339,7 +340,7 @@ class Trainer:
                 rows.append(torch.cat([picture, made], -1)[0])
         if not rows:
             return
-        self.scores.append((round(self.elapsed, 1), round(-10 * np.log10(total / weight_total), 3)))
+        self.scores.append((round(self.elapsed, 1), round(-10 * math.log10(total / weight_total), 3)))
         print(f"held-out pictures: {self.scores[-1][1]:.2f} dB", flush=True)
         if self.best is None or self.scores[-1][1] >= max(score for _, score in self.scores):
             self.turn_to(self.people[0])
