@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
+from torch import nn
 
 from avatar_app.anchors import Anchor, anchor_folders, load_anchor, seal_anchor
 from avatar_app.diffusion.alignment import resize
@@ -103,7 +104,8 @@ def find_stages(checkpoint: Path) -> dict[str, Path]:
             "expected body/ and head/, or unet/ and controlnet/."
         )
     stages = {"body": _stage(checkpoint / "body")}
-    return stages | ({"face": _stage(checkpoint / "head")} if (checkpoint / "head").is_dir() else {})
+    heads = [checkpoint / name for name in ("head", "face") if (checkpoint / name).is_dir()]  # face: an anchor's own
+    return stages | {"face": _stage(head) for head in heads[:1]}
 
 
 def read_figures(path: Path) -> dict[str, np.ndarray]:
@@ -147,13 +149,17 @@ def _assemble(source: Original, folder: Path) -> dict:
     clip = source.clip or source.base.resolve().parent / "clip-vit-base-patch32"
     dtype = torch.float16 if source.half else torch.float32
 
-    _copy_scheduler(source.base, folder)
-    vae = _copy_network(AutoencoderKL, source.base / "vae", folder / "vae", dtype)
+    copy_scheduler(source.base, folder)
+    vae = open_network(AutoencoderKL, source.base / "vae")
+    write_network(vae, folder / "vae", dtype)
     if "face" in stages and source.inpainting_base:
-        _copy_network(AutoencoderKL, source.inpainting_base / "vae", folder / "face" / "vae", dtype)
+        write_network(open_network(AutoencoderKL, source.inpainting_base / "vae"), folder / "face" / "vae", dtype)
     for part, stage in stages.items():
-        unet = _copy_stage(stage, folder / part, part, vae["latent_channels"], dtype)
-        _check_size(sizes[part], vae, unet)
+        networks = open_stage(stage, part, vae.config["latent_channels"])
+        for name, network in networks.items():
+            write_network(network, folder / part / name, dtype)
+        unet = networks["unet"].config
+        check_size(sizes[part], vae.config, unet)
         tokens = {
             "prompt": picture_tokens(clip, photos[part]),
             "negative": empty_text_tokens(bases[part] / "text_encoder"),
@@ -210,9 +216,9 @@ def _stage(folder: Path) -> Path:
     return folder
 
 
-def _copy_stage(stage: Path, folder: Path, part: str, latents: int, dtype: torch.dtype) -> dict:
-    """Check and convert one pair of networks; returns the UNet's configuration."""
-    configs = {}
+def open_stage(stage: Path, part: str, latents: int) -> dict[str, nn.Module]:
+    """ "unet" and "controlnet" of one stage, checked to fit each other and the part; latents: their channels."""
+    configs, networks = {}, {}
     for name, network in (("unet", UNet2DConditionModel), ("controlnet", ControlNetModel)):
         path = stage / name / "config.json"
         config = read_config(path, f"a {network.__name__}")
@@ -231,22 +237,28 @@ def _copy_stage(stage: Path, folder: Path, part: str, latents: int, dtype: torch
             if config[key] != wanted:
                 hint = " (a head network?)" if (key, config[key]) == ("in_channels", 2 * latents + 1) else ""
                 raise InputError(f"'{place(path)}' has {key} {config[key]}{hint}; expected {wanted} for the {part}.")
-        _copy_network(network, stage / name, folder / name, dtype)
-    return configs["unet"]
+        networks[name] = open_network(network, stage / name)
+    return networks
 
 
-def _copy_network(network: type, source: Path, folder: Path, dtype: torch.dtype) -> dict:
-    """Check one network's folder and write it as safetensors; returns its full configuration."""
+def open_network(network: type, source: Path) -> nn.Module:
+    """A network of diffusers from a folder, loaded strictly and without running code, in the file's precision."""
     path = source / "config.json"
     config = read_config(path, f"a {network.__name__}")
     model = outline(network, config, path)
     weights = find_weights(source, WEIGHTS)
     state = {_current_name(key): value for key, value in read_weights(weights).items() if ".norm_temp." not in key}
     check_fit(state, model.state_dict(), weights)
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def write_network(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """A network of diffusers as a folder with safetensors."""
     folder.mkdir(parents=True)
-    model.save_config(folder)
-    save_file({key: value.to(dtype).contiguous() for key, value in state.items()}, folder / f"{WEIGHTS}.safetensors")
-    return dict(model.config)
+    network.save_config(folder)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
+    save_file(state, folder / f"{WEIGHTS}.safetensors")
 
 
 def _current_name(key: str) -> str:
@@ -256,7 +268,8 @@ def _current_name(key: str) -> str:
     return f"{layer}.{_OLD_ATTENTION[name]}.{tail}" if ".attentions." in layer and name in _OLD_ATTENTION else key
 
 
-def _copy_scheduler(base: Path, folder: Path) -> None:
+def copy_scheduler(base: Path, folder: Path) -> None:
+    """The noise schedule of a Stable Diffusion folder into an anchor's."""
     if not base.is_dir():
         raise InputError(f"There is no folder '{shown(base)}'; expected Stable Diffusion 1.5 in diffusers folders.")
     path = base / "scheduler" / "scheduler_config.json"
@@ -267,7 +280,8 @@ def _copy_scheduler(base: Path, folder: Path) -> None:
         raise InputError(f"'{place(path)}' does not describe a noise schedule.") from None
 
 
-def _check_size(size: tuple[int, int], vae: dict, unet: dict) -> None:
+def check_size(size: tuple[int, int], vae: dict, unet: dict) -> None:
+    """Raises InputError unless pictures of this (width, height) can be halved as often as the networks do it."""
     multiple = 2 ** (len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2)
     if any(side < multiple or side % multiple for side in size):
         raise InputError(

@@ -17,16 +17,26 @@ _MEAN, _SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0
 _START, _END = 49406, 49407  # the empty text, padded with its end
 
 
+class PictureEncoder:
+    """The clip-vit-base-patch32 in `folder`: last hidden state, before the final norm."""
+
+    def __init__(self, folder: Path, device: str | torch.device = "cpu"):
+        self._model = _clip(folder, "vision", CLIPVisionConfig, CLIPVisionModel).to(device)
+        config = self._model.config
+        tokens = (config.image_size // config.patch_size) ** 2 + 1
+        if tokens != TOKENS:
+            raise InputError(f"'{place(folder)}' makes {tokens} tokens; expected clip-vit-base-patch32 with {TOKENS}.")
+
+    @torch.inference_mode()
+    def __call__(self, photos: list[Image.Image]) -> Tensor:
+        """(n, 50, width) float32."""
+        pixels = torch.cat([picture_pixels(photo) for photo in photos]).to(self._model.device)
+        return self._model(pixel_values=pixels).last_hidden_state
+
+
 def picture_tokens(folder: Path, photo: Image.Image) -> Tensor:
-    """(1, 50, width): last hidden state, before the final norm, of the clip-vit-base-patch32 in `folder`."""
-    model = _clip(folder, "vision", CLIPVisionConfig, CLIPVisionModel)
-    with torch.inference_mode():
-        tokens = model(pixel_values=picture_pixels(photo)).last_hidden_state
-    if tokens.shape[1] != TOKENS:
-        raise InputError(
-            f"'{place(folder)}' makes {tokens.shape[1]} tokens; expected clip-vit-base-patch32 with {TOKENS}."
-        )
-    return tokens
+    """(1, 50, width): one photo by the clip-vit-base-patch32 in `folder`."""
+    return PictureEncoder(folder)([photo])
 
 
 def empty_text_tokens(folder: Path) -> Tensor:
