@@ -104,8 +104,9 @@ def find_stages(checkpoint: Path) -> dict[str, Path]:
             "expected body/ and head/, or unet/ and controlnet/."
         )
     stages = {"body": _stage(checkpoint / "body")}
-    heads = [checkpoint / name for name in ("head", "face") if (checkpoint / name).is_dir()]  # face: an anchor's own
-    return stages | {"face": _stage(head) for head in heads[:1]}
+    names = ("head", "face")  # an anchor's own package calls it face
+    head = next((checkpoint / name for name in names if (checkpoint / name).is_dir()), None)
+    return stages | ({"face": _stage(head)} if head else {})
 
 
 def read_figures(path: Path) -> dict[str, np.ndarray]:
