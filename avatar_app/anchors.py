@@ -106,6 +106,7 @@ class Compat(_Strict):
     truncate_pixels: bool = Field(False, description="fractions of pixel values are cut off, not rounded")
     sampled_face_posterior: bool = Field(False, description="noise, the same every 30 frames, on the face's latents")
     square_face_mask: bool = Field(False, description="the whole face crop is pasted, blurred at its rim")
+    unsteady_face_crop: bool = Field(False, description="the face crop follows the points of every single frame")
 
 
 class BodyModel(_Strict):
@@ -150,7 +151,7 @@ class Manifest(_Strict):
     height: int = Field(ge=16, le=4096)
     expression_space: Literal["arkit52", "flame100"] = "arkit52"
     camera: dict
-    condition: Literal["maps", "mesh-picture"] = "maps"
+    condition: Literal["maps", "mesh-picture", "normal-picture"] = "maps"
     condition_version: int = 1
     cross_frame_attention: bool = False
     guided: bool = Field(False, description="native: trained with condition dropout, so that guidance above 1 works")

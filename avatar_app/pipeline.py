@@ -219,13 +219,9 @@ def presenter_frames(
 
 def condition_renderer(anchor: Anchor) -> Callable:
     """draw(body, vertices, camera): what the anchor's networks were trained on."""
-    if anchor.manifest.condition == "mesh-picture":
-        from avatar_app.mesh.pyrender_style import render_mesh_pictures
+    from avatar_app.mesh import conditions
 
-        return render_mesh_pictures
-    from avatar_app.mesh.conditions import render_conditions
-
-    return render_conditions
+    return conditions.condition_renderer(anchor.manifest.condition)
 
 
 def write_sidecar(

@@ -4,6 +4,9 @@ The original finds five points with a detector and the face's outline with a par
 mesh here, so no frame is lost. The mask's polarity is the one the published weights know: 1 is kept, 0 painted again.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from scipy import ndimage
@@ -15,15 +18,15 @@ from avatar_app.diffusion.alignment import CROP, inverse, paste_square, resize, 
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
 from avatar_app.diffusion.face import HeadMask, feathered
 from avatar_app.diffusion.generator import BATCH, StableDiffusionPainter, to_frames
-from avatar_app.mesh import pyrender_style
 from avatar_app.mesh.body import HEAD
 from avatar_app.mesh.camera import Camera
-from avatar_app.mesh.conditions import PART, REST, render_conditions
+from avatar_app.mesh.conditions import PART, REST, condition_renderer, render_conditions
 from talkshow_bridge.errors import InputError
 
 ORIGINAL_BATCH = 30  # the original draws the posterior's noise anew, from the same seed, for each so many frames
 RIGHT_EYE, LEFT_EYE, NOSE, CORNERS = slice(19, 25), slice(25, 31), 13, [31, 37]  # of the 51 landmarks
 BROWS, NOSE_BASE = slice(0, 10), slice(14, 19)
+STEADY_SECONDS = 0.12  # time constant of the crop's smoothing where the anchor does not forbid it
 
 
 class FaceInpainter:
@@ -48,11 +51,14 @@ class FaceInpainter:
                 f"Anchor '{anchor.id}': its body has no facial landmarks; switch the face enhancement off."
             )
         self._body, self._camera = anchor.body, anchor.camera
-        self._is_face, self._is_head = FaceMask(self._body), HeadMask(self._body)
+        self._crop = FaceCropper(self._body, condition_renderer(anchor.manifest.condition), face.resolution)
+        self._is_head = HeadMask(self._body)
+        self._gain = 1 if compat.unsteady_face_crop else 1 - np.exp(-1 / (anchor.manifest.fps * STEADY_SECONDS))
+        self._points: np.ndarray | None = None  # smoothed, (5, 2)
         numbers = {"guidance": face.guidance, "condition_scale": face.condition_scale}
         self._options = Preset.from_options(preset_options).model_copy(update=numbers)
         self._painter = painter = StableDiffusionPainter(anchor, "face", self._options, torch.device(device), dtype)
-        self._resolution, self._square = face.resolution, compat.square_face_mask
+        self._square = compat.square_face_mask
         shape = painter.latent_shape(face.resolution, face.resolution)
         self._noise = seeded_noise(shape, seed).to(painter.device)
         self._posterior = posterior_noise(ORIGINAL_BATCH, shape) if compat.sampled_face_posterior else None
@@ -63,7 +69,7 @@ class FaceInpainter:
 
         Returns frames of the same shape; with `before` twice as wide, the untouched frame on the left.
         """
-        matrices = [similarity(points) for points in five_points(self._body, vertices, self._camera)]
+        matrices = [similarity(self._follow(points)) for points in five_points(self._body, vertices, self._camera)]
         result = frames.copy()
         for start in range(0, len(frames), BATCH):
             batch = slice(start, start + BATCH)
@@ -72,25 +78,19 @@ class FaceInpainter:
 
     def _enhance_batch(self, frames: np.ndarray, vertices: np.ndarray, matrices: list[np.ndarray]) -> None:
         """In place, as many frames as the networks take at a time."""
-        meshes = pyrender_style.render_mesh_pictures(self._body, vertices, self._camera)
-        maps = [
-            render_conditions(self._body, posed[None], aligned_camera(self._camera, matrix))[0]
-            for posed, matrix in zip(vertices, matrices, strict=True)
-        ]
-        keep = np.stack([self._fit(keep_mask(self._is_face(conditions))) for conditions in maps])
-        crops, controls = (
-            np.stack([self._fit(warp(*pair, CROP, CROP)) for pair in zip(pictures, matrices, strict=True)])
-            for pictures in (frames, meshes)
-        )
-        faces = self._paint(crops, controls, keep)
-        for frame, face, matrix, conditions in zip(frames, faces, matrices, maps, strict=True):
+        crops = self._crop(frames, vertices, [self._camera] * len(frames), matrices)
+        faces = self._paint(crops.pictures, crops.controls, crops.keep)
+        for frame, face, matrix, conditions in zip(frames, faces, matrices, crops.maps, strict=True):
             if self._square:
                 frame[:] = paste_square(frame, face, matrix)
             else:
                 frame[:] = paste(frame, face, feathered(self._is_head(conditions)).numpy(), matrix)
 
-    def _fit(self, picture: np.ndarray) -> np.ndarray:
-        return resize(picture, self._resolution)
+    def _follow(self, points: np.ndarray) -> np.ndarray:
+        """The next frame's five points, smoothed; conditions are made for the very crop, so lag costs no accuracy."""
+        before = points if self._points is None else self._points
+        self._points = before + self._gain * (points - before)
+        return self._points
 
     @torch.inference_mode()
     def _paint(self, crops: np.ndarray, controls: np.ndarray, keep: np.ndarray) -> np.ndarray:
@@ -109,6 +109,37 @@ class FaceInpainter:
 
         latents = overlapped_denoise(predict, scheduler, self._noise, [range(len(crops))])
         return to_frames(painter.decode(latents, condition).round())
+
+
+class FaceCrops(NamedTuple):
+    """Aligned crops: pictures and controls (mesh pictures) uint8 (n, size, size, 3); keep uint8 (n, size, size), 0
+    where the face is painted again, else 255; maps, the crops' conditions (CROP, CROP, 10) each."""
+
+    pictures: np.ndarray
+    controls: np.ndarray
+    keep: np.ndarray
+    maps: list[np.ndarray]
+
+
+class FaceCropper:
+    """Cuts what the face networks see out of frames and of their mesh pictures. draw: see `condition_renderer`."""
+
+    def __init__(self, body, draw: Callable, size: int):
+        self._body, self._draw, self._size = body, draw, size
+        self._is_face = FaceMask(body)
+
+    def __call__(
+        self, frames: np.ndarray, vertices: np.ndarray, cameras: list[Camera], matrices: list[np.ndarray]
+    ) -> FaceCrops:
+        crops = []
+        for frame, posed, camera, matrix in zip(frames, vertices, cameras, matrices, strict=True):
+            mesh = self._draw(self._body, posed[None], camera)[0]
+            maps = render_conditions(self._body, posed[None], aligned_camera(camera, matrix))[0]
+            picture, control = (warp(whole, matrix, CROP, CROP) for whole in (frame, mesh))
+            small = (resize(crop, self._size) for crop in (picture, control, keep_mask(self._is_face(maps))))
+            crops.append((*small, maps))
+        pictures, controls, keep, maps = zip(*crops, strict=True)
+        return FaceCrops(np.stack(pictures), np.stack(controls), np.stack(keep), list(maps))
 
 
 class FaceMask:

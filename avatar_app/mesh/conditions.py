@@ -1,5 +1,7 @@
 """Condition maps: what the diffusion model sees of the posed body, pixel-aligned with the anchor's camera."""
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
@@ -21,6 +23,28 @@ def render_conditions(body, vertices: np.ndarray, camera: Camera) -> np.ndarray:
     for frame, out in zip(vertices, maps, strict=True):
         draw_conditions(body, frame, camera, out)
     return maps
+
+
+def condition_renderer(style: str) -> Callable:
+    """draw(body, vertices, camera) of a manifest's `condition`: "maps", "normal-picture" or "mesh-picture"."""
+    if style == "mesh-picture":
+        from avatar_app.mesh import pyrender_style
+
+        return pyrender_style.render_mesh_pictures
+    return normal_pictures if style == "normal-picture" else render_conditions
+
+
+def normal_pictures(body, vertices: np.ndarray, camera: Camera) -> np.ndarray:
+    """Posed vertices (N, V, 3) -> uint8 RGB (N, height, width, 3): normals as colours on black, parts by brightness.
+
+    For networks that want pictures, without OpenGL."""
+    pictures = np.empty((len(vertices), camera.height, camera.width, 3), np.uint8)
+    for frame, picture in zip(vertices, pictures, strict=True):
+        maps = render_conditions(body, frame[None], camera)[0]
+        part = maps[..., PART, None]
+        share = np.where(part > 0, 1 - 0.5 * (part - 1) / len(body.part_names), 0)
+        picture[:] = np.rint((maps[..., NORMAL] * 0.5 + 0.5) * share * 255)
+    return pictures
 
 
 def draw_conditions(body, vertices: np.ndarray, camera: Camera, out: np.ndarray) -> np.ndarray:
