@@ -1,6 +1,8 @@
 """Which body to pose: the user's licensed SMPL-X model when it is there, the bundled open body otherwise."""
 
+import copy
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,6 +18,16 @@ from talkshow_bridge.rotations import matrix
 
 OPEN_FILE, LICENSED_FILE = "SMPLX_OPEN.npz", "SMPLX_NEUTRAL_2020.npz"
 DEFAULT_DIRECTORY = Path(__file__).resolve().parents[2] / "checkpoints" / "body"
+# what native anchors call the parts, in their order, and what else the same thing is called
+NATIVE_PARTS = ("skin", "eye_l", "eye_r", "teeth_up", "teeth_low", "tongue", "clothes", "hair")
+_ALIASES = {
+    "lips": "skin",
+    "mouth": "skin",
+    "eye_left": "eye_l",
+    "eye_right": "eye_r",
+    "teeth_upper": "teeth_up",
+    "teeth_lower": "teeth_low",
+}
 
 
 def load_body(
@@ -32,6 +44,17 @@ def load_body(
         return Body.from_smplx_npz(directory / OPEN_FILE, betas)
     wanted = {"smplx": LICENSED_FILE, "open": OPEN_FILE}.get(model, f"{OPEN_FILE} or {LICENSED_FILE}")
     raise InputError(f"There is no body in '{directory}': expected {wanted}.")
+
+
+def with_native_parts(body: "Body | SmplxBody") -> "Body | SmplxBody":
+    """The same body with its faces sorted into `NATIVE_PARTS`, as the networks of native anchors know them."""
+    numbers = [NATIVE_PARTS.index(_ALIASES.get(name, name)) for name in body.part_names]
+    part = np.array(numbers, np.uint8)[body.part]
+    if isinstance(body, Body):
+        return replace(body, part=part, part_names=NATIVE_PARTS)
+    sorted_body = copy.copy(body)
+    sorted_body.part, sorted_body.part_names = part, NATIVE_PARTS
+    return sorted_body
 
 
 class SmplxBody:
