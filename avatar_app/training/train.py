@@ -1,7 +1,7 @@
 """Train the networks of one picture (body or face) of a native anchor on footage of one person.
 
     python -m avatar_app.training.train FOOTAGE body OUT --minutes 60      # whole pictures, set "train"
-    python -m avatar_app.training.train FOOTAGE face OUT --minutes 30      # head crops, set "face"
+    python -m avatar_app.training.train FOOTAGE face OUT --minutes 30      # head crops, set "face" ("face512": at 512)
     python -m avatar_app.training.train ONE TWO THREE body OUT             # several people share all but the texture
 
 `launch.py anchors train` runs this for both pictures and packs the result.
@@ -82,6 +82,17 @@ RECIPES = {
         crops=6,
         whole=3,
         whole_share=0.5,
+    ),
+    "face512": Recipe(  # for head crops filmed at 512 pixels: one halving more, so the latents are as many as at 256
+        dict(
+            condition=dict(texture_size=(448, 896), width=32, detail_width=16),
+            autoencoder=dict(decoder_widths=(16, 48, 64, 96), detail_width=16),
+            unet_widths=(48, 64, 96),
+        ),
+        crop=192,
+        crops=4,
+        whole=1,
+        whole_share=0.4,
     ),
 }
 
@@ -322,7 +333,13 @@ class Trainer:
     def tell(self, mean: np.ndarray, seconds: float) -> None:
         left, psnr = (seconds - self.elapsed) / 60, -10 * np.log10(mean[1])
         print(f"step {self.step} loss {mean[0]:.4f} PSNR {psnr:.2f} dB, {left:.0f} min left", flush=True)
-        facts = {"step": self.step, "seconds": self.elapsed, "of": seconds, "psnr": float(psnr), "held_out": self.scores}
+        facts = {
+            "step": self.step,
+            "seconds": self.elapsed,
+            "of": seconds,
+            "psnr": float(psnr),
+            "held_out": self.scores,
+        }
         write_json(self.out / "progress.json", facts)
 
     def check(self) -> None:
