@@ -25,14 +25,15 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from avatar_app.mesh.bodies import SmplxBody, load_body
+from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
+from avatar_app.trust.consent import Consent, migrate, require_consent
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 from talkshow_bridge.rotations import matrix
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1: consent was a sentence
 MANIFEST = "anchor.json"
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "anchors"
 ALLOWED_SUFFIXES = {".json", ".safetensors", ".png", ".jpg", ".jpeg", ".mp4", ".md", ".txt"}
@@ -139,12 +140,12 @@ class FileRecord(_Strict):
 class Manifest(_Strict):
     """anchor.json. Everything that training fixed and rendering must repeat is in here."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     id: Id
     name: str = Field(min_length=1, max_length=200)
     description: str = ""
     licence: str
-    consent: str = Field(description="who agreed to be shown, or why nobody had to")
+    consent: Consent
     kind: Literal["native", "stable-diffusion"] = "native"
     fps: float = Field(gt=0, le=120)
     width: int = Field(ge=16, le=4096)
@@ -218,9 +219,10 @@ class Anchor:
         if (model := self.manifest.body) is None:
             return Body.load(self.file("body.safetensors"))
         try:
-            return load_body(betas=model.betas, model=model.model)
+            body = load_body(betas=model.betas, model=model.model)
         except InputError as problem:
             raise InputError(f"Anchor '{self.id}' needs a body that does not come with it. {problem}") from None
+        return with_native_parts(body) if self.manifest.kind == "native" else body
 
     def vertices(self, motion: Motion) -> np.ndarray:
         """All frames of a motion, (N, V, 3) float32 in metres, as they stand before the anchor's camera."""
@@ -302,9 +304,23 @@ def seal_anchor(folder: Path, manifest: dict) -> Anchor:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
         name = path.relative_to(folder).as_posix()
         files[name] = {"sha256": _sha256(path), "size": path.stat().st_size}
-    checked = _validate({**manifest, "files": files}, str(manifest.get("id", folder.name)))
-    (folder / MANIFEST).write_text(checked.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _write_manifest(folder, _validate({**manifest, "files": files}, str(manifest.get("id", folder.name))))
     return load_anchor(folder)
+
+
+def set_consent(anchor: Anchor, consent: Consent) -> Anchor:
+    """Replace the consent record in an anchor's manifest. Raises InputError for a bundled anchor."""
+    if anchor.folder.resolve().is_relative_to(BUNDLED.resolve()):
+        raise InputError(f"Anchor '{anchor.id}' is bundled; its consent record cannot be changed.")
+    changed = Anchor(anchor.folder, anchor.manifest.model_copy(update={"consent": consent}))
+    _write_manifest(anchor.folder, changed.manifest)
+    return changed
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    part = folder / f".{MANIFEST}.part"
+    part.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / MANIFEST)
 
 
 def export_anchor(anchor: Anchor, path: Path) -> Path:
@@ -319,11 +335,12 @@ def export_anchor(anchor: Anchor, path: Path) -> Path:
     return path
 
 
-def import_anchor(path: Path, replace: bool = False) -> Anchor:
+def import_anchor(path: Path, replace: bool = False, consent: Consent | None = None) -> Anchor:
     """Unpack an exported zip into the user's anchor folder and verify it.
 
-    Raises InputError for anything that is not a sound anchor package, and when the anchor exists already unless
-    `replace`. A refused package leaves nothing behind.
+    consent: for a package that is older than consent records; others bring their own.
+    Raises InputError for anything that is not a sound anchor package, whose consent does not permit the import, and
+    when the anchor exists already unless `replace`. A refused package leaves nothing behind.
     """
     destination = anchor_folders()[0]
     destination.mkdir(parents=True, exist_ok=True)
@@ -334,6 +351,11 @@ def import_anchor(path: Path, replace: bool = False) -> Anchor:
         if len(manifests) != 1:
             raise InputError(f"'{Path(path).name}' is not an anchor package: it has no single {MANIFEST}.")
         anchor = load_anchor(manifests[0].parent)
+        if consent is not None:
+            if anchor.manifest.consent.kind != "unstated":
+                raise InputError(f"Anchor '{anchor.id}' brings its own consent record; please leave out --consent.")
+            anchor = set_consent(anchor, consent)
+        require_consent(anchor, "import")
         target = destination / anchor.id
         if target.exists():
             if not replace:
@@ -367,6 +389,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _validate(data: dict, name: str) -> Manifest:
     version = data.get("schema_version", SCHEMA_VERSION)
+    if version == 1 and not isinstance(version, bool):
+        data, version = migrate(data), SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         raise InputError(
             f"Anchor '{name}' has manifest version {version}, this program reads version {SCHEMA_VERSION}."

@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avatar_app import cli_motion
+from avatar_app import cli_motion, cli_trust
 from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
@@ -99,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("import", help="install an anchor package or a Make-Your-Anchor checkpoint")
     action.add_argument("file", help="anchor .zip, or the folder of a Make-Your-Anchor person checkpoint")
     action.add_argument("--replace", action="store_true", help="replace an installed anchor of the same id")
+    cli_trust.add_consent_options(action.add_argument_group("consent, where the package does not bring its own"))
     original = action.add_argument_group("for a checkpoint folder")
     for name, text in (
         ("base", "folder of Stable Diffusion 1.5 (vae, text_encoder, scheduler)"),
         ("reference", "photo of the presenter as in training"),
         ("camera", "JSON or npz: translation, betas, ... of the SMPL-X fit"),
-        ("consent", "who agreed to be shown, or why nobody had to"),
         ("head-reference", "aligned photo of the head, for head networks"),
         ("inpainting-base", "folder of its inpainting model, default: BASE"),
         ("clip", "folder of clip-vit-base-patch32, default: beside BASE"),
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     action = actions.add_parser("verify", help="check every file against its checksum")
     action.add_argument("anchor", nargs="*", help="default: all")
     action.set_defaults(run=_anchors_verify)
+    cli_trust.add_consent_command(actions)
 
     motion = commands.add_parser("motion", help="motion models and files")
     cli_motion.add_motion_commands(motion, _Parser)
@@ -218,14 +219,18 @@ def _anchors_list(options: argparse.Namespace) -> None:
 
     for anchor in list_anchors():
         facts = anchor.manifest
-        print(f"{anchor.id:20} {facts.name}, {facts.width}x{facts.height}, {facts.fps:g} fps  ({anchor.folder})")
+        size = f"{facts.width}x{facts.height}, {facts.fps:g} fps"
+        print(f"{anchor.id:20} {facts.name}, {size}, {facts.consent.summary()}  ({anchor.folder})")
 
 
 def _anchors_import(options: argparse.Namespace) -> None:
     from avatar_app.anchors import import_anchor
 
     package = Path(options.file)
-    anchor = _import_checkpoint(options) if package.is_dir() else import_anchor(package, replace=options.replace)
+    if package.is_dir():
+        anchor = _import_checkpoint(options)
+    else:
+        anchor = import_anchor(package, options.replace, cli_trust.consent_from(options))
     print(f"Installed {anchor.id} in {anchor.folder}")
 
 
@@ -241,6 +246,7 @@ def _import_checkpoint(options: argparse.Namespace) -> Anchor:
     }
     given = {name: value for name, value in given.items() if value is not None}
     given = {name: Path(value) if name in (*paths, "checkpoint") else value for name, value in given.items()}
+    given["consent"] = cli_trust.consent_from(options)
     return import_original(Original(**given), replace=options.replace)
 
 

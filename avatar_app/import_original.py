@@ -26,6 +26,7 @@ from avatar_app.anchors import Anchor, anchor_folders, load_anchor, seal_anchor
 from avatar_app.diffusion.alignment import resize
 from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
 from avatar_app.mesh.camera import Camera
+from avatar_app.trust.consent import Consent, require_consent
 from avatar_app.weights import check_fit, find_weights, outline, place, read_config, read_weights
 from talkshow_bridge.arrays import read_npz
 from talkshow_bridge.errors import InputError, shown
@@ -59,7 +60,7 @@ class Original:
     base: Path
     reference: Path
     camera: Path
-    consent: str
+    consent: Consent
     head_reference: Path | None = None
     inpainting_base: Path | None = None
     clip: Path | None = None
@@ -75,6 +76,7 @@ def import_original(source: Original, replace: bool = False) -> Anchor:
     """Check everything and write the package into the user's anchor folder.
 
     Raises InputError in one sentence that names the file; then nothing is left behind."""
+    require_consent(source.consent, "import")
     name = source.id or re.sub(r"[^a-z0-9_-]+", "-", source.checkpoint.resolve().name.lower()).strip("-_")
     destination = anchor_folders()[0]
     target = destination / name
@@ -181,7 +183,7 @@ def _assemble(source: Original, folder: Path) -> dict:
     return {
         "description": "Imported from a Make-Your-Anchor checkpoint.",
         "licence": source.licence,
-        "consent": source.consent,
+        "consent": source.consent.model_dump(mode="json"),
         "kind": "stable-diffusion",
         "fps": FPS,
         "width": camera.width,

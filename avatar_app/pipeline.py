@@ -26,6 +26,7 @@ from avatar_app.anchors import MANIFEST, Anchor, Preset, anchor_folders, list_an
 from avatar_app.estimate import remember
 from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
+from avatar_app.trust.consent import require_consent
 from avatar_app.video import VideoWriter, check_output
 from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.errors import InputError
@@ -87,6 +88,7 @@ def render(
     with clock("anchor"):
         report("anchor", 0, 1)
         presenter = choose_anchor(settings.anchor)
+        require_consent(presenter, "render")
         options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
         if motion is None:
@@ -157,9 +159,9 @@ def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:
 
 
 def choose_anchor(name: str | None) -> Anchor:
-    """The anchor of that id or folder, checked; without a name the first installed one."""
+    """The anchor of that id or folder, checked; without a name the first whose consent permits rendering."""
     if name is None:
-        installed = list_anchors()
+        installed = [anchor for anchor in list_anchors() if not anchor.manifest.consent.problem("render")]
         if not installed:
             raise InputError("No anchor is installed; `launch.py anchors import FILE.zip` adds one.")
         name = installed[0].folder

@@ -110,7 +110,7 @@ def random_anchor(folder: Path, pixels: int, widths: tuple[int, ...], heads: int
             "id": folder.name,
             "name": "Random weights",
             "licence": "CC0-1.0",
-            "consent": "nobody is shown",
+            "consent": {"kind": "synthetic"},
             "kind": "stable-diffusion",
             "fps": FPS,
             "width": pixels,

@@ -187,7 +187,7 @@ def build_tiny_anchor(folder, body: Body, camera: Camera) -> Anchor:
             "id": folder.name,
             "name": "Tiny",
             "licence": "CC0-1.0",
-            "consent": "nobody is shown",
+            "consent": {"kind": "synthetic"},
             "fps": FPS,
             "width": PIXELS,
             "height": PIXELS,

@@ -97,7 +97,7 @@ def test_unchanged_files_are_hashed_once(copied, monkeypatch):
 @pytest.mark.parametrize(
     "changes,words",
     [
-        ({"schema_version": 2}, "manifest version 2"),
+        ({"schema_version": 3}, "manifest version 3"),
         ({"fps": 0}, "'fps'"),
         ({"camera": {"focal": 3}}, "camera"),
         ({"camera": 3}, "'camera'"),

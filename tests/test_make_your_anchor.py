@@ -28,6 +28,7 @@ from avatar_app.import_original import Original, import_original, show_camera
 from avatar_app.mesh.bodies import DEFAULT_DIRECTORY, LICENSED_FILE
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, render_conditions
+from avatar_app.trust.consent import Consent
 from avatar_app.video import probe
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
@@ -79,7 +80,7 @@ def original_anchor(tmp_path_factory, golden, tiny_camera) -> Anchor:
             "id": "original",
             "name": "Random weights",
             "licence": "CC0-1.0",
-            "consent": "nobody is shown",
+            "consent": {"kind": "synthetic"},
             "kind": "stable-diffusion",
             "fps": 30,
             "width": 64,
@@ -474,7 +475,7 @@ def home(tmp_path, monkeypatch) -> Path:
 def arguments(folder: Path, *more: str) -> list[str]:
     options = {"base": "base", "reference": "photo.png", "head-reference": "photo.png", "camera": "camera.json"}
     given = [text for name, value in options.items() for text in (f"--{name}", str(folder / value))]
-    given += ["--consent", "nobody is shown", "--body", "open", "--face-size", "64"]
+    given += ["--consent", "synthetic", "--agree", "--body", "open", "--face-size", "64"]
     return ["anchors", "import", str(folder / "presenter"), *given, *more]
 
 
@@ -518,7 +519,7 @@ def test_body_alone_and_npz_camera(originals, home, tmp_path):
         base=originals / "base",
         reference=originals / "photo.png",
         camera=tmp_path / "camera.npz",
-        consent="nobody is shown",
+        consent=Consent(kind="synthetic"),
         id="bodily",
     )
     anchor = import_original(source)

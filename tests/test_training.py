@@ -92,7 +92,7 @@ def test_training_resumes_and_packages(footage, small_recipes, tmp_path):
     ):
         torch.testing.assert_close(mine.half().float(), theirs)
 
-    facts = {"name": "Small", "licence": "CC0-1.0", "consent": "nobody is shown", "description": ""}
+    facts = {"name": "Small", "licence": "CC0-1.0", "consent": {"kind": "synthetic"}, "description": ""}
     anchor = package(footage, tmp_path / "body", tmp_path / "face", tmp_path / "small", facts)
     assert load_anchor(anchor.folder).has_face
     data = Footage(footage, "train")

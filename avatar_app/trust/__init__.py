@@ -1,0 +1,1 @@
+"""What keeps the pictures honest: consent, signed credentials, an invisible watermark, and the check of all three."""
