@@ -161,9 +161,11 @@ def test_what_cannot_be_measured_says_why(clip):
 def test_resumed_and_rechunked_it_measures_the_same(clip):
     whole = clip.report()
     assert clip.report(chunk=7) == whole
-    first = QualityReport(clip.anchor, clip.options, clip.speech, COUNT)
-    first.observe(clip.frames[:50], clip.vertices[:50])
-    saved = json.dumps(first.state())
+    kept = {}
+    first = QualityReport(clip.anchor, clip.options, clip.speech, COUNT, kept.__setitem__, every=50)
+    first.observe(clip.frames[:53], clip.vertices[:53])
+    assert list(kept) == [50]
+    saved = json.dumps(kept[50])
     assert len(saved) < 300_000
     second = QualityReport(clip.anchor, clip.options, clip.speech, COUNT)
     second.restore(json.loads(saved))

@@ -11,6 +11,7 @@ are calibrated on renders of the bundled presenter and on the same renders with 
 from __future__ import annotations
 
 import html
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -75,10 +76,20 @@ class QualityReport:
     """Watches one video being made. Small: `state` is about 160 kB of JSON, whatever the length.
 
     options: what the frames are painted with; None for pictures without windows and face pass (a mesh preview).
-    speech: None for a silent video. frames: of the whole video.
+    speech: None for a silent video. frames: of the whole video. keep: called as keep(frames so far, state) each `every`
+    frames.
     """
 
-    def __init__(self, anchor: Anchor, options: Preset | None, speech: Speech | None, frames: int):
+    def __init__(
+        self,
+        anchor: Anchor,
+        options: Preset | None,
+        speech: Speech | None,
+        frames: int,
+        keep: Callable[[int, dict], None] | None = None,
+        every: int = 60,
+    ):
+        self._keep, self._every = keep, every
         self._camera, self._body, self._fps = anchor.camera, anchor.body, anchor.manifest.fps
         self._marks = BodyMarks(anchor.body, anchor.camera)
         self._face_pass = options is not None and options.face and anchor.has_face
@@ -119,6 +130,8 @@ class QualityReport:
             self._see_picture(frame, posed, index)
             self._see_head(posed, index)
             self._now.frames += 1
+            if self._keep is not None and (index + 1) % self._every == 0:
+                self._keep(index + 1, self.state())
 
     def _see_lips(self, frame: np.ndarray, vertices: np.ndarray, index: int) -> None:
         place, now = self._marks.face(vertices), self._now
