@@ -23,6 +23,7 @@ class PictureEncoder:
     def __init__(self, folder: Path, device: str | torch.device = "cpu"):
         self._model = _clip(folder, "vision", CLIPVisionConfig, CLIPVisionModel).to(device)
         config = self._model.config
+        self.width = config.hidden_size
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         if tokens != TOKENS:
             raise InputError(f"'{place(folder)}' makes {tokens} tokens; expected clip-vit-base-patch32 with {TOKENS}.")

@@ -49,6 +49,7 @@ class Footage:
         if not entries:
             raise InputError(f"The set '{name}' of '{folder}' holds no pictures.")
         self.frames = [entry["frame"] for _, entry in entries]
+        self.fps = motion.fps
         self.cameras = [Camera.from_dict(entry["camera"]) for _, entry in entries]
         self.pictures = np.stack([np.asarray(Image.open(folder / name / file).convert("RGB")) for file, _ in entries])
         self.vertices = np.concatenate([self.body.pose(motion[n : n + 1]).vertices for n in self.frames])
