@@ -152,7 +152,7 @@ def _assemble(source: Original, folder: Path) -> dict:
     clip = source.clip or source.base.resolve().parent / "clip-vit-base-patch32"
     dtype = torch.float16 if source.half else torch.float32
 
-    copy_scheduler(source.base, folder)
+    open_scheduler(source.base).save_pretrained(folder / "scheduler")
     vae = open_network(AutoencoderKL, source.base / "vae")
     write_network(vae, folder / "vae", dtype)
     if "face" in stages and source.inpainting_base:
@@ -271,14 +271,14 @@ def _current_name(key: str) -> str:
     return f"{layer}.{_OLD_ATTENTION[name]}.{tail}" if ".attentions." in layer and name in _OLD_ATTENTION else key
 
 
-def copy_scheduler(base: Path, folder: Path) -> None:
-    """The noise schedule of a Stable Diffusion folder into an anchor's."""
+def open_scheduler(base: Path) -> DDIMScheduler:
+    """The noise schedule of a Stable Diffusion folder."""
     if not base.is_dir():
         raise InputError(f"There is no folder '{shown(base)}'; expected Stable Diffusion 1.5 in diffusers folders.")
     path = base / "scheduler" / "scheduler_config.json"
     config = read_config(path, "the noise schedule of Stable Diffusion 1.5")
     try:
-        DDIMScheduler.from_config(config).save_pretrained(folder / "scheduler")
+        return DDIMScheduler.from_config(config)
     except (ValueError, TypeError, NotImplementedError, RuntimeError):
         raise InputError(f"'{place(path)}' does not describe a noise schedule.") from None
 

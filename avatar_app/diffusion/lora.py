@@ -1,4 +1,5 @@
 """Low-rank additions (LoRA, LCM-LoRA) to a network's weights, merged once at loading: they cost nothing in a step.
+`learn_lora` makes a network learn new ones.
 
 A file holds, for some layers of the network, two thin matrices whose product is added to the layer's weight. Three
 ways of naming them are known: lora_unet_<name_with_underscores>.lora_down.weight (as the published LCM-LoRA does, with
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from talkshow_bridge.errors import InputError
 
@@ -19,6 +21,7 @@ _KEY = re.compile(
     r"(?:unet\.|lora_unet_|base_model\.model\.)?(?P<layer>.+?)\."
     r"(?P<part>alpha|(?:lora_down|lora_up|lora_A|lora_B|lora\.down|lora\.up)(?:\.default)?\.weight)"
 )
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # the layers that learn additions
 _DOWN = ("lora_down", "lora_A", "lora.down")
 
 
@@ -78,3 +81,43 @@ def _addition(layer: nn.Linear | nn.Conv2d | None, parts: dict[str, Tensor], nam
     if not fits or parts.get("alpha", up.new_zeros(1)).numel() != 1:
         raise InputError(f"{name} does not fit its layer: expected an addition to a weight of shape {tuple(shape)}.")
     return (up.flatten(1) @ down.flatten(1)).reshape(shape) * (float(parts.get("alpha", rank)) / rank)
+
+
+class LowRank(nn.Module):
+    """Parametrisation of a layer's weight: the frozen one plus the product of two thin matrices, which alone learn."""
+
+    def __init__(self, weight: Tensor, rank: int):
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, weight[0].numel(), device=weight.device) / rank)
+        self.up = nn.Parameter(torch.zeros(len(weight), rank, device=weight.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.up @ self.down).view_as(weight).to(weight.dtype)
+
+
+def learn_lora(network: nn.Module, rank: int) -> None:
+    """Freeze a network but for additions of this rank to its attention layers."""
+    network.requires_grad_(False)
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(_ATTENTION):
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
+
+
+def learnt_lora(network: nn.Module) -> dict[str, Tensor]:
+    """What a network has learnt since `learn_lora`, named as `merge_lora` reads it."""
+    additions = {}
+    for name, module in network.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            low = module.parametrizations.weight[0]
+            additions[f"unet.{name}.lora_A.weight"] = low.down.detach().cpu().contiguous()
+            additions[f"unet.{name}.lora_B.weight"] = low.up.detach().cpu().contiguous()
+    return additions
+
+
+def frozen_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict that a network had before `learn_lora`."""
+    return {
+        key.replace(".parametrizations.weight.original", ".weight"): value
+        for key, value in network.state_dict().items()
+        if not key.endswith((".parametrizations.weight.0.down", ".parametrizations.weight.0.up"))
+    }
