@@ -1,8 +1,9 @@
 """Footage of one person with its motion: what an anchor is trained on.
 
-A footage folder holds `body.safetensors` (the person's rig), `camera.json` (the whole picture's camera), optionally
-`plate.png` (the empty set) and one folder per set, each with `motion.npz`, RGB frames `*.png` and `index.json`:
-{file name: {"frame": number in the motion, "camera": camera of this picture}}.
+A footage folder holds `body.safetensors` (the person's rig) or `body.json` (the `BodyModel` that stands for it),
+`camera.json` (the whole picture's camera), optionally `plate.png` (the empty set) and one folder per set, each with
+`motion.npz`, RGB frames `*.png` and `index.json`: {file name: {"frame": number in the motion, "camera": camera of this
+picture}}. `prepare.py` makes it of other forms.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from avatar_app.anchors import BodyModel
+from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, UV, render_conditions
@@ -38,7 +41,7 @@ class Footage:
     def __init__(self, folder: str | Path, name: str) -> None:
         folder = Path(folder)
         try:
-            self.body = Body.load(folder / "body.safetensors")
+            self.body = footage_body(folder)
             index = json.loads((folder / name / "index.json").read_text())
             motion = Motion.load(folder / name / "motion.npz")
             self.whole = Camera.from_dict(json.loads((folder / "camera.json").read_text()))
@@ -89,6 +92,14 @@ class Footage:
         return [camera.project(v[vertex])[:, :2].mean(0) for camera, v in zip(self.cameras, self.vertices, strict=True)]
 
 
+def footage_body(folder: Path) -> Body | SmplxBody:
+    """The body that the motion of this footage moves."""
+    if (folder / "body.json").exists():
+        model = BodyModel.model_validate_json((folder / "body.json").read_text())
+        return with_native_parts(load_body(betas=model.betas, model=model.model))
+    return Body.load(folder / "body.safetensors")
+
+
 def places(camera: Camera, whole: Camera) -> np.ndarray:
     """Where the pixel centres of a crop's camera lie in the whole picture, float32 (height, width, 2), -1..1."""
     zoom = whole.focal / camera.focal
@@ -100,8 +111,6 @@ def places(camera: Camera, whole: Camera) -> np.ndarray:
 
 def average_colours(footage: Footage, texture_size: tuple[int, int]) -> np.ndarray:
     """Mean picture colour at every texel -> float32 (3, height, width) in [-1, 1]; others take the nearest."""
-    from scipy.ndimage import distance_transform_edt
-
     height, width = texture_size
     total, count = np.zeros((height * width, 3)), np.zeros(height * width)
     for number in range(len(footage)):
@@ -114,5 +123,13 @@ def average_colours(footage: Footage, texture_size: tuple[int, int]) -> np.ndarr
         np.add.at(total, texel, sample.picture[seen] / 127.5 - 1)
         np.add.at(count, texel, 1)
     colours = (total / np.maximum(count, 1)[:, None]).reshape(height, width, 3)
-    nearest = distance_transform_edt((count == 0).reshape(height, width), return_distances=False, return_indices=True)
-    return colours[tuple(nearest)].transpose(2, 0, 1).astype(np.float32)
+    colours = nearest_known(colours, (count > 0).reshape(height, width))
+    return colours.transpose(2, 0, 1).astype(np.float32)
+
+
+def nearest_known(picture: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(height, width, c) with every unknown pixel set to the nearest one of the mask `known` (height, width)."""
+    from scipy.ndimage import distance_transform_edt
+
+    nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return picture[tuple(nearest)]
