@@ -48,6 +48,7 @@ def examine() -> Iterator[Finding]:
     yield from _packages()
     yield _ffmpeg()
     yield _gpu()
+    yield _engine()
     yield _gl()
     yield _memory()
     yield _disk()
@@ -63,10 +64,12 @@ def _python() -> Finding:
 
 
 def _pins() -> dict[str, str]:
-    """{package: version} of the requirement lines that hold for this Python."""
+    """{package: version} of the requirement lines that hold for this Python and this machine."""
     line = re.compile(r'^([A-Za-z0-9_.-]+)==([^ ;]+)(?: *; *python_version (>=|<) "(\d+)\.(\d+)")?')
     pins = {}
     for text in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if "sys_platform" in text and not (f'"{sys.platform}"' in text and platform.machine() in text):
+            continue
         if match := line.match(text):
             name, version, relation, major, minor = match.groups()
             newer = relation is not None and sys.version_info[:2] >= (int(major), int(minor))
@@ -119,6 +122,14 @@ def _gpu() -> Finding:
         if said.returncode == 0 and said.stdout.strip():
             return Finding("GPU", "ok", said.stdout.strip().splitlines()[0])
     return Finding("GPU", "optional", "no NVIDIA GPU: renders on the CPU")
+
+
+def _engine() -> Finding:
+    choice, found = os.environ.get("AVATAR_APP_ENGINE") or "auto", _installed_version("openvino")
+    if found and choice != "torch":
+        return Finding("CPU engine", "ok", f"OpenVINO {found}")
+    fact = "OpenVINO switched off by AVATAR_APP_ENGINE" if found else "OpenVINO absent"
+    return Finding("CPU engine", "optional", f"{fact}: CPUs run the networks in plain torch, several times slower")
 
 
 def _gl() -> Finding:

@@ -6,15 +6,26 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from avatar_app.anchors import Anchor
 
 REFERENCE_CORES = 2
 REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # a frame, 512x512, 2 cores
 FIXED_SECONDS = 8.0  # start, speech, motion and loading
+REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.9e9, "standard": 1.9e9, "best": 2.4e9}  # bytes, native anchors
+LOADED = 1.5e9  # bytes: the program without an anchor's networks
 START_STAGES = ("speech", "anchor", "motion", "loading")
 
 
+def cache_folder() -> Path:
+    """Where this machine's own measurements and compiled networks are kept; it may be deleted at any time."""
+    return Path(os.environ.get("AVATAR_APP_CACHE", Path(__file__).parents[1] / "work"))
+
+
 def _store() -> Path:
-    return Path(os.environ.get("AVATAR_APP_CACHE", Path(__file__).parents[1] / "work")) / "speed.json"
+    return cache_folder() / "speed.json"
 
 
 def _measured() -> dict[str, list[float]]:
@@ -26,17 +37,41 @@ def _measured() -> dict[str, list[float]]:
 
 def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -> float:
     """Seconds for ``frames`` frames. mode: a preset or "preview"."""
-    fixed, per_frame = _measured().get(f"{anchor}/{mode}/{device}") or (
+    fixed, per_frame, *_ = _measured().get(f"{anchor}/{mode}/{device}") or (
         FIXED_SECONDS,
         REFERENCE_SECONDS[mode] * REFERENCE_CORES / max(os.cpu_count() or 1, 1),
     )
     return fixed + per_frame * frames
 
 
-def remember(anchor: str, mode: str, frames: int, timings: dict[str, float], device: str = "cpu") -> None:
-    """Keeps what a finished render took; a place that cannot be written is no reason to fail."""
+def expected_memory(anchor: Anchor, mode: str, device: str = "cpu") -> float:
+    """Bytes of main memory that a render needs at most, whatever its length. mode: a preset or "preview"."""
+    measured = _measured().get(f"{anchor.id}/{mode}/{device}", [])
+    if len(measured) > 2 and measured[2]:
+        return 1e6 * measured[2]
+    if anchor.manifest.kind == "native" or mode == "preview":
+        return REFERENCE_MEMORY[mode]
+    weights = sum(file.size for name, file in anchor.manifest.files.items() if name.endswith(".safetensors"))
+    return LOADED + 1.4 * weights  # the networks and the values alive in one window
+
+
+def remember(
+    anchor: str,
+    mode: str,
+    frames: int,
+    timings: dict[str, float],
+    device: str = "cpu",
+    peak_mb: int | None = None,
+) -> None:
+    """Keeps what a finished render took; a place that cannot be written is no reason to fail.
+
+    peak_mb: largest size of the process; one that has made several videos tells too much, so the smallest is kept.
+    """
+    key, measured = f"{anchor}/{mode}/{device}", _measured()
     fixed = sum(timings.get(stage, 0.0) for stage in START_STAGES)
-    speeds = _measured() | {f"{anchor}/{mode}/{device}": [round(fixed, 2), (timings["total"] - fixed) / frames]}
+    peaks = [peak for peak in (peak_mb, *measured.get(key, [])[2:]) if peak]
+    speed = [round(fixed, 2), (timings["total"] - fixed) / frames, min(peaks, default=None)]
+    speeds = measured | {key: speed}
     with contextlib.suppress(OSError):
         _store().parent.mkdir(parents=True, exist_ok=True)
         temporary = _store().with_suffix(f".{os.getpid()}.part")

@@ -10,7 +10,6 @@ The same class serves the whole picture (body) and the head crop (face).
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -19,28 +18,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.nn import functional
 
+from avatar_app.diffusion.compact import load_compact, save_compact
+from avatar_app.diffusion.features import OUTLINE, PART_GROUPS, PARTS, Condition
 from avatar_app.mesh.conditions import INVERSE_DEPTH, NORMAL, PART, UV
 from talkshow_bridge.errors import InputError
 
-PART_GROUPS = (("skin",), ("eye_l", "eye_r"), ("teeth_up", "teeth_low", "tongue"), ("clothes",), ("hair",))
-PARTS = tuple(name for group in PART_GROUPS for name in group)
-OUTLINE = 0.012  # jump of inverse depth in 1/m that makes an outline, about 6 cm at 2.2 m
 LATENT_BOUND = 3.0  # latents are squashed into (-3, 3)
-
-
-class Condition(NamedTuple):
-    """Encoded condition maps of N frames: `latent` (N, c, h, w) for the UNet, `detail` (N, d, H/2, W/2) for the decoder
-    and `base` (N, 3, H, W), the plainly textured picture in [-1, 1] that the decoder corrects."""
-
-    latent: Tensor
-    detail: Tensor
-    base: Tensor
-
-    def dropped(self, where: Tensor | None = None) -> "Condition":
-        """What the UNet gets where it shall not know the condition: zeros, for all frames or for those of a mask (N,).
-        The decoder keeps its share."""
-        kept = 0.0 if where is None else (~where).to(self.latent.dtype).view(-1, 1, 1, 1)
-        return self._replace(latent=self.latent * kept)
 
 
 class ResidualBlock(nn.Module):
@@ -97,20 +80,22 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         place (N, 2, H, W): where each pixel lies in the whole picture, -1..1; the whole picture itself when absent."""
         part = maps[:, PART]
         body = (part > 0).unsqueeze(1).to(maps.dtype)
+        plate = self._plate(maps, place)
         place = picture_grid(maps) if place is None else place
         uv = maps[:, UV].permute(0, 2, 3, 1)
         grid = torch.stack([2 * uv[..., 0] - 1, 1 - 2 * uv[..., 1]], -1)
         texture = self.texture.expand(len(maps), -1, -1, -1)
         texture = functional.grid_sample(texture, grid, align_corners=False) * body
-        base = soften_outlines(texture[:, :3] + (1 - body) * self._plate_at(place), maps[:, INVERSE_DEPTH])
+        base = soften_outlines(texture[:, :3] + (1 - body) * plate, maps[:, INVERSE_DEPTH])
         masks = [
             sum((part == PARTS.index(name) + 1).to(maps.dtype) for name in group).unsqueeze(1) for group in PART_GROUPS
         ]
         return torch.cat([base, texture[:, 3:], maps[:, NORMAL], *masks, place], 1), base
 
-    def _plate_at(self, place: Tensor) -> Tensor:
-        if self.plate.shape[-2:] == place.shape[-2:]:
+    def _plate(self, maps: Tensor, place: Tensor | None) -> Tensor:
+        if place is None and self.plate.shape[-2:] == maps.shape[-2:]:
             return self.plate
+        place = picture_grid(maps) if place is None else place
         plate = self.plate.expand(len(place), -1, -1, -1)
         return functional.grid_sample(plate, place.permute(0, 2, 3, 1), align_corners=False, padding_mode="border")
 
@@ -204,13 +189,12 @@ class NativeNetworks(nn.Module):
         return self.autoencoder.config.latent_channels, height // scale, width // scale
 
     def save(self, folder: str | Path) -> None:
-        """Write condition_encoder/, unet/ and autoencoder/ as diffusers folders (safetensors, 16 bit)."""
+        """Write condition_encoder/, unet/ and autoencoder/ as diffusers folders, the large tensors in 8 bits."""
         for name in ("condition_encoder", "unet", "autoencoder"):
             network = getattr(self, name)
-            weights = {key: value.detach().half().contiguous().cpu() for key, value in network.state_dict().items()}
             (Path(folder) / name).mkdir(parents=True, exist_ok=True)
             network.save_config(Path(folder) / name)
-            _save_file(weights, Path(folder) / name / "diffusion_pytorch_model.safetensors")
+            save_compact(network.state_dict(), Path(folder) / name / "diffusion_pytorch_model.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path) -> "NativeNetworks":
@@ -221,8 +205,8 @@ class NativeNetworks(nn.Module):
             try:
                 config = json.loads((Path(folder) / name / "config.json").read_text())
                 network = kind.from_config(config)
-                weights = _load_file(Path(folder) / name / "diffusion_pytorch_model.safetensors")
-                network.load_state_dict({key: value.float() for key, value in weights.items()}, strict=True)
+                weights = load_compact(Path(folder) / name / "diffusion_pytorch_model.safetensors")
+                network.load_state_dict(weights, strict=True)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(f"The weights in '{Path(folder).name}/{name}' cannot be used: {reason}") from None
@@ -263,19 +247,3 @@ def small_unet(latent_channels: int, condition_channels: int, widths: tuple[int,
         attention_head_dim=4,
         norm_num_groups=16,
     )
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _load_file(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
