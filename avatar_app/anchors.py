@@ -13,13 +13,11 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -29,6 +27,7 @@ from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.trust.consent import Consent, migrate, require_consent
+from avatar_app.unpack import BLOCK, PICKLE_SUFFIXES, check_name, unpack
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 from talkshow_bridge.rotations import matrix
@@ -36,11 +35,6 @@ from talkshow_bridge.rotations import matrix
 SCHEMA_VERSION = 2  # 1: consent was a sentence
 MANIFEST = "anchor.json"
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "anchors"
-ALLOWED_SUFFIXES = {".json", ".safetensors", ".png", ".jpg", ".jpeg", ".mp4", ".md", ".txt"}
-PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".npz"}
-MAX_ZIP_BYTES = 16 * 2**30  # the largest anchors hold two Stable-Diffusion-sized pairs of networks
-MAX_ZIP_FILES = 500
-_BLOCK = 2**20
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
@@ -175,7 +169,10 @@ class Manifest(_Strict):
     @field_validator("camera")
     @classmethod
     def _camera(cls, value: dict) -> dict:
-        Camera.from_dict(value)
+        try:
+            Camera.from_dict(value)
+        except (KeyError, TypeError, OverflowError):
+            raise ValueError("not a camera") from None
         return value
 
     @field_validator("presets")
@@ -190,7 +187,7 @@ class Manifest(_Strict):
     @classmethod
     def _safe_files(cls, value: dict) -> dict:
         for name in value:
-            _check_name(name)
+            check_name(name)
         return value
 
 
@@ -346,7 +343,7 @@ def import_anchor(path: Path, replace: bool = False, consent: Consent | None = N
     destination.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=destination) as temporary:
         unpacked = Path(temporary) / "anchor"
-        _extract(Path(path), unpacked)
+        unpack(Path(path), unpacked)
         manifests = [*unpacked.glob(MANIFEST), *unpacked.glob(f"*/{MANIFEST}")]
         if len(manifests) != 1:
             raise InputError(f"'{Path(path).name}' is not an anchor package: it has no single {MANIFEST}.")
@@ -380,7 +377,7 @@ def _read_manifest(path: Path) -> Manifest:
     name = path.parent.name
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"Anchor '{name}' is damaged: '{MANIFEST}' is not readable JSON.") from None
     if not isinstance(data, dict):
         raise InputError(f"Anchor '{name}' is damaged: '{MANIFEST}' is not a JSON object.")
@@ -401,19 +398,6 @@ def _validate(data: dict, name: str) -> Manifest:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"Anchor '{name}': '{field}' in {MANIFEST} is wrong ({first['msg']}).") from None
-    except (KeyError, TypeError):  # Camera.from_dict on a dict of another shape
-        raise InputError(f"Anchor '{name}': 'camera' in {MANIFEST} is wrong.") from None
-
-
-def _check_name(name: str) -> None:
-    """Refuse everything but a plain relative path to a file type that an anchor may hold."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name or not path.parts:
-        raise InputError(f"Unsafe file name '{name}' in an anchor package.")
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise InputError(f"'{name}' may hold a pickle; anchors keep weights in safetensors only.")
-    if path.suffix.lower() not in ALLOWED_SUFFIXES:
-        raise InputError(f"'{name}' is not a kind of file that an anchor package may hold.")
 
 
 def _check_contents(anchor: Anchor) -> None:
@@ -443,50 +427,6 @@ def _cached_sha256(path: Path, status: os.stat_result) -> str:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-_UNREADABLE_ZIP = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeError),
-    *(IsADirectoryError, NotADirectoryError, FileExistsError),
-)
-
-
-def _extract(path: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            _check_entries(entries)
-            for entry in entries:
-                target = folder / entry.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as source, target.open("xb") as copy:
-                    _copy_exactly(source, copy, entry)
-    except FileNotFoundError:
-        raise InputError(f"There is no file '{path}'.") from None
-    except _UNREADABLE_ZIP:
-        raise InputError(f"'{path.name}' is not a readable zip file.") from None
-
-
-def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
-    if len(entries) > MAX_ZIP_FILES or sum(entry.file_size for entry in entries) > MAX_ZIP_BYTES:
-        raise InputError("The anchor package is too large to be one.")
-    if len({entry.filename.lower() for entry in entries}) != len(entries):
-        raise InputError("The anchor package holds one file name twice.")
-    for entry in entries:
-        _check_name(entry.filename)
-        mode = entry.external_attr >> 16
-        if mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise InputError(f"'{entry.filename}' in the anchor package is a link or a special file.")
-
-
-def _copy_exactly(source, copy, entry: zipfile.ZipInfo) -> None:
-    """Copy what the directory of the zip promised and not a byte more."""
-    left = entry.file_size
-    while block := source.read(_BLOCK):
-        left -= len(block)
-        if left < 0:
-            raise InputError(f"'{entry.filename}' in the anchor package is larger than it says.")
-        copy.write(block)

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from avatar_app import anchors
+from avatar_app import anchors, unpack
 from avatar_app.anchors import export_anchor, import_anchor, list_anchors, load_anchor, verify_anchor
 from talkshow_bridge.errors import InputError
 
@@ -152,7 +152,13 @@ def test_export_and_import_bring_the_same_anchor(home, tiny_anchor, tmp_path):
         ({"a/model.bin": "x"}, 0, "pickle"),
         ({"a/run.sh": "x"}, 0, "not a kind of file"),
         ({"a/x.json": "1", "a/X.json": "2"}, 0, "twice"),
-        ({"a.json": "1", "a.json/b.json": "2"}, 0, "not a readable zip"),
+        ({"a.json": "1", "a.json/b.json": "2"}, 0, "lies in a file"),
+        ({"A/x.json": "1", "a/X.json": "2"}, 0, "twice"),
+        ({"a/\u00e9.md": "1", "a/e\u0301.md": "2"}, 0, "twice"),
+        ({"a/nul.json": "1"}, 0, "Unsafe"),
+        ({"a./x.json": "1"}, 0, "Unsafe"),
+        ({"a/" * 9 + "x.json": "1"}, 0, "Unsafe"),
+        ({"a/big.json": " " * (5 << 20)}, 0, "too large for a file of its kind"),
         ({"a/card.md": "hello"}, 0, "no single anchor.json"),
         ({"a/anchor.json": "[]"}, 0, "not a JSON object"),
         ({f"a/{i}.json": "" for i in range(501)}, 0, "too large"),
@@ -173,7 +179,24 @@ def test_oversize_and_unreadable_packages_are_refused(home, tiny_anchor, tmp_pat
         import_anchor(cut)
     with pytest.raises(InputError, match="no file"):
         import_anchor(tmp_path / "missing.zip")
-    monkeypatch.setattr(anchors, "MAX_ZIP_BYTES", 1000)
+    monkeypatch.setattr(unpack, "MAX_BYTES", 1000)
     with pytest.raises(InputError, match="too large"):
         import_anchor(package)
+    assert list(home.iterdir()) == []
+
+
+def test_zip_bombs_are_not_unpacked(home, tmp_path):
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/body.safetensors", bytes(64 << 20))
+    with pytest.raises(InputError, match="unfolds to more than 200 times its size"):
+        import_anchor(bomb)
+    with zipfile.ZipFile(bomb, "w") as archive:
+        archive.writestr("a/card.md", b"x" * 5000)
+    packed = bytearray(bomb.read_bytes())
+    position = packed.rindex(b"PK\1\2") + 20  # the compressed size in the directory
+    packed[position : position + 4] = (1 << 20).to_bytes(4, "little")
+    bomb.write_bytes(packed)
+    with pytest.raises(InputError):
+        import_anchor(bomb)
     assert list(home.iterdir()) == []

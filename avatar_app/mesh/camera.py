@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+MAX_SIDE = 8192  # pixels
+
 
 @dataclass(frozen=True)
 class Camera:
@@ -67,4 +69,19 @@ class Camera:
 
     @classmethod
     def from_dict(cls, data: dict) -> "Camera":
-        return cls(**data)
+        """Raises ValueError, TypeError or KeyError for anything but what `to_dict` writes."""
+        camera = cls(**data)
+        sizes = (camera.width, camera.height)
+        if any(isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= MAX_SIDE for size in sizes):
+            raise ValueError(f"width and height must be whole numbers from 1 to {MAX_SIDE}")
+        if (
+            isinstance(camera.focal, bool)
+            or not isinstance(camera.focal, (int, float))
+            or not 0 < camera.focal < np.inf
+        ):
+            raise ValueError("the focal length must be a number above 0")
+        if not (np.isfinite(camera.center).all() and np.isfinite(camera.position).all()):
+            raise ValueError("center and position must be finite numbers")
+        if not np.allclose(camera.rotation @ camera.rotation.T, np.eye(3), atol=1e-3):
+            raise ValueError("the rotation must be one")
+        return camera
