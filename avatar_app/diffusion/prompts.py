@@ -71,10 +71,12 @@ def _clip(folder: Path, part: str, config_class: type, model_class: type) -> nn.
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError):
         raise InputError(f"'{place(folder)}/config.json' does not describe {kind}.") from None
     path = find_weights(folder, "model", "pytorch_model")
-    prefix = f"{part}_model."
+    found, prefix = read_weights(path), f"{part}_model."
+    if not any(key.startswith(prefix) for key in found):
+        prefix = ""  # newer releases of transformers write one half alone without it
     state = {
         key.removeprefix(prefix): value.float()
-        for key, value in read_weights(path).items()
+        for key, value in found.items()
         if key.startswith(prefix) and not key.endswith(".position_ids")
     }
     half = getattr(model, f"{part}_model", model)
