@@ -5,29 +5,26 @@ Everything after the motion is a generator over chunks of frames, so memory does
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import platform
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
-from avatar_app import __version__
-from avatar_app.anchors import MANIFEST, Anchor, Preset, anchor_folders, list_anchors, load_anchor
+from avatar_app.anchors import Anchor, Preset, anchor_folders, list_anchors, load_anchor
 from avatar_app.estimate import remember
+from avatar_app.files import unfinished
 from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
+from avatar_app.sidecar import ingredients, peak_memory, write_sidecar
+from avatar_app.stopwatch import Stopwatch
 from avatar_app.trust.consent import require_consent
-from avatar_app.video import VideoWriter, check_output
+from avatar_app.video import Pieces, check_output
+from avatar_app.workfolder import WorkFolder, folder_for, motion_digest
 from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
@@ -43,7 +40,7 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class RenderResult:
-    """A finished video. timings: seconds spent in each stage, and "total"."""
+    """A finished video. timings: seconds spent in each stage by this run, and "total". id: of the video, for ever."""
 
     path: Path
     sidecar: Path
@@ -51,6 +48,7 @@ class RenderResult:
     fps: float
     duration: float
     timings: dict[str, float]
+    id: str
 
 
 def render(
@@ -62,6 +60,8 @@ def render(
     motion: Motion | None = None,
     preview: bool = False,
     device: str | None = None,
+    work: str | os.PathLike[str] | None = None,
+    id: str | None = None,
 ) -> RenderResult:
     """Renders speech to an mp4 with the user's audio, and a .json side-car that tells how it was made.
 
@@ -70,6 +70,8 @@ def render(
     progress: called as progress(stage, done, total) with stage "speech", "anchor", "motion" or "frames".
     motion: use this instead of generating one.   preview: draw the posed mesh instead of the diffusion model's picture.
     device: torch device; None takes the GPU when there is one.
+    work: folder that keeps the motion and finished pieces of the video: a render that was killed goes on there, with
+    the same result as an undisturbed one. None takes a temporary folder.   id: of the video; None makes one.
     Raises InputError (the user's to mend), Cancelled, or video.VideoError (ffmpeg failed).
     """
     settings = settings or RenderSettings()
@@ -93,29 +95,46 @@ def render(
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
         if motion is None:
             check_face(settings, body)
-    with clock("motion"):
-        report("motion", 0, 1)
-        motion = make_motion(recording, settings, fps, device) if motion is None else fit_motion(motion, recording, fps)
-        check_expression_space(body, motion)
+    made_of = ingredients(settings, presenter, recording, preview) | {"device": device}
+    if motion is not None:
+        motion = fit_motion(motion, recording, fps)
+        made_of["given_motion"] = motion_digest(motion)
+    with folder_for(out, work) as folder:
+        kept = WorkFolder(folder, made_of, id)
+        with clock("motion"):
+            report("motion", 0, 1)
+            if motion is None:
+                motion = kept.motion(lambda: make_motion(recording, settings, fps, device))
+            check_expression_space(body, motion)
 
-    parts = (motion[start : start + CHUNK] for start in range(0, len(motion), CHUNK))
-    if preview:
-        frames = preview_frames(presenter, parts, clock)
-    else:
-        frames = presenter_frames(presenter, parts, options, settings.seed, device, clock)
-    audio = None if recording is None else recording.path
-    report("frames", 0, len(motion))
-    with VideoWriter(out, fps, (camera.width, camera.height), audio, settings.crf) as video:
-        for chunk in frames:
-            with clock("video"):
-                video.write(chunk)
-            report("frames", video.frames, len(motion))
+        with Pieces(folder, fps, (camera.width, camera.height), len(motion), settings.crf) as video:
+            begin = video.frames
+            report("frames", begin, len(motion))
+            if begin == len(motion):  # killed between the last frame and the end
+                pictures = iter(())
+            elif preview:
+                pictures = preview_frames(presenter, motion, begin, clock)
+            else:
+                pictures = presenter_frames(presenter, motion, begin, options, settings.seed, device, clock, kept)
+            for frames, _vertices in pictures:
+                with clock("video"):
+                    video.write(frames)
+                report("frames", video.frames, len(motion))
+        with clock("video"), unfinished(out) as temporary:
+            video.join(temporary, None if recording is None else recording.path)
 
     timings = clock.seconds()
-    if not settings.sampler_overrides():
+    if not settings.sampler_overrides() and not begin:
         remember(presenter.id, "preview" if preview else settings.preset, len(motion), timings, device)
-    sidecar = write_sidecar(out, settings, presenter, recording, motion, preview, timings)
-    return RenderResult(out, sidecar, len(motion), fps, len(motion) / fps, timings)
+    facts = {
+        "id": kept.id,
+        **made_of,
+        "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
+        "timings_s": timings,
+        "resumed_at_frame": begin,
+        "peak_memory_mb": peak_memory(),
+    }
+    return RenderResult(out, write_sidecar(out, facts), len(motion), fps, len(motion) / fps, timings, kept.id)
 
 
 def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, device: str = "cpu") -> Motion:
@@ -168,55 +187,88 @@ def choose_anchor(name: str | None) -> Anchor:
     return load_anchor(name)
 
 
-def preview_frames(anchor: Anchor, parts: Iterable[Motion], clock: Stopwatch) -> Iterator[np.ndarray]:
-    """Chunks of (n, height, width, 3) uint8 RGB pictures of the lit mesh, drawn on all cores."""
+def preview_frames(
+    anchor: Anchor, motion: Motion, begin: int, clock: Stopwatch
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pictures of the lit mesh from frame `begin` on, drawn on all cores: (frames, vertices) as `presenter_frames`."""
     from avatar_app.mesh.preview import render_preview
 
-    def draw(part: Motion) -> np.ndarray:
-        return render_preview(anchor.body, anchor.vertices(part), anchor.camera)
+    def draw(part: Motion) -> tuple[np.ndarray, np.ndarray]:
+        vertices = anchor.vertices(part)
+        return render_preview(anchor.body, vertices, anchor.camera), vertices
 
-    workers = os.cpu_count() or 1
+    first, workers = begin - begin % CHUNK, os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         drawing: deque[Future] = deque()
-        for part in chain(parts, [None] * workers):
+        for part in chain(chunks(motion, first), [None] * workers):
             if part is not None:
                 drawing.append(pool.submit(draw, part))
             if drawing and (part is None or len(drawing) > workers):
                 with clock("mesh"):
-                    frames = drawing.popleft().result()
-                yield frames
+                    frames, vertices = drawing.popleft().result()
+                skip = max(begin - first, 0)
+                first += len(frames)
+                yield frames[skip:], vertices[skip:]
 
 
 def presenter_frames(
-    anchor: Anchor, parts: Iterable[Motion], options: Preset, seed: int, device: str, clock: Stopwatch
-) -> Iterator[np.ndarray]:
-    """Chunks of (n, height, width, 3) uint8 RGB pictures of the presenter; chunk sizes are the generator's choice."""
+    anchor: Anchor,
+    motion: Motion,
+    begin: int,
+    options: Preset,
+    seed: int,
+    device: str,
+    clock: Stopwatch,
+    kept: WorkFolder,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pictures of the presenter from frame `begin` on, with their posed vertices, a few at a time.
+
+    Yields frames (n, height, width, 3) uint8 RGB and vertices (n, V, 3) in metres; n is the generator's choice.
+    """
     with clock("loading"):  # importing diffusers takes longer than reading the weights
         from avatar_app.diffusion.face import FaceEnhancer
-        from avatar_app.diffusion.generator import FrameGenerator
+        from avatar_app.diffusion.generator import FrameGenerator, plan_for
         from avatar_app.diffusion.inpainting import FaceInpainter
+        from avatar_app.diffusion.planner import Plan
+
+        plan = kept.plan(lambda: plan_for(anchor, options, device).to_dict())
+        generator = FrameGenerator(anchor, options, device, seed=seed, plan=Plan.from_dict(plan))
+        face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
+        enhancer = face_pass(anchor, options, device=device, seed=seed) if options.face and anchor.has_face else None
 
     draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
 
-    def conditions() -> Iterator[np.ndarray]:
-        for part in parts:
+    def conditions(first: int) -> Iterator[np.ndarray]:
+        for part in chunks(motion, first):
             with clock("mesh"):
                 vertices = anchor.vertices(part)
                 maps = draw(anchor.body, vertices, anchor.camera)
             drawn.extend(vertices)
             yield maps
 
-    with clock("loading"):
-        generator = FrameGenerator(anchor, options, device=device, seed=seed)
-        face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
-        enhancer = face_pass(anchor, options, device=device, seed=seed) if options.face and anchor.has_face else None
-    for frames in clock.each("diffusion", generator.frames(conditions())):
+    done = generator.restart(begin, len(motion), CHUNK)
+    if enhancer is not None:
+        with clock("face"):
+            for part in chunks(motion[:done]):
+                enhancer.skip(anchor.vertices(part))
+    for frames in clock.each("diffusion", generator.frames(conditions(done))):
         vertices = np.stack([drawn.popleft() for _ in frames])
+        skip = max(begin - done, 0)
+        done += len(frames)
         if enhancer is not None:
             with clock("face"):
-                frames = enhancer.enhance(frames, vertices)
-        yield frames
+                if done > begin:
+                    frames = enhancer.enhance(frames, vertices)
+                else:
+                    enhancer.skip(vertices)
+        if done > begin:
+            yield frames[skip:], vertices[skip:]
+
+
+def chunks(motion: Motion, first: int = 0) -> Iterator[Motion]:
+    """The motion from frame `first` on in pieces of `CHUNK` frames."""
+    return (motion[start : start + CHUNK] for start in range(first, len(motion), CHUNK))
 
 
 def condition_renderer(anchor: Anchor) -> Callable:
@@ -226,88 +278,7 @@ def condition_renderer(anchor: Anchor) -> Callable:
     return conditions.condition_renderer(anchor.manifest.condition)
 
 
-def write_sidecar(
-    out: Path,
-    settings: RenderSettings,
-    anchor: Anchor,
-    recording: Speech | None,
-    motion: Motion,
-    preview: bool,
-    timings: dict[str, float],
-) -> Path:
-    """Writes what is needed to make the same video again beside it, as JSON."""
-    facts = {
-        "settings": replace(settings, anchor=settings.anchor or anchor.id).to_dict(),
-        "preview": preview,
-        "speech": recording and {"sha256": recording.sha256, "duration": recording.duration},
-        "anchor": {"id": anchor.id, "sha256": hashlib.sha256((anchor.folder / MANIFEST).read_bytes()).hexdigest()},
-        "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
-        "timings_s": timings,
-        "peak_memory_mb": peak_memory(),
-        "versions": {
-            "avatar_app": __version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "diffusers", "numpy")},
-        },
-    }
-    sidecar = out.with_suffix(".json")
-    temporary = sidecar.with_name(f".{sidecar.name}.part")
-    temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, sidecar)
-    return sidecar
-
-
 def best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def peak_memory() -> int | None:
-    """Largest resident size of this process so far in MB; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024 if platform.system() == "Linux" else 1024**2))
-
-
-class Stopwatch:
-    """Seconds per stage. Stages may nest; the inner one's time is not counted to the outer one."""
-
-    def __init__(self) -> None:
-        self._started = self._mark = time.perf_counter()
-        self._spent: dict[str, float] = {}
-        self._stack: list[str] = []
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._book()
-        self._stack.append(stage)
-        try:
-            yield
-        finally:
-            self._book()
-            self._stack.pop()
-
-    def each(self, stage: str, items: Iterable) -> Iterator:
-        """Iterates over ``items``, booking the time that each takes to come."""
-        iterator = iter(items)
-        while True:
-            with self(stage):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
-
-    def _book(self) -> None:
-        now = time.perf_counter()
-        if self._stack:
-            self._spent[self._stack[-1]] = self._spent.get(self._stack[-1], 0.0) + now - self._mark
-        self._mark = now
-
-    def seconds(self) -> dict[str, float]:
-        spent = {stage: round(seconds, 3) for stage, seconds in self._spent.items()}
-        return {**spent, "total": round(time.perf_counter() - self._started, 3)}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from avatar_app import Cancelled, InputError, RenderSettings, render
-from avatar_app.pipeline import CHUNK, Stopwatch, make_motion
+from avatar_app.pipeline import CHUNK, make_motion
+from avatar_app.stopwatch import Stopwatch
 from avatar_app.video import probe
 from talkshow_bridge.audio import load_speech
 from talkshow_bridge.motion import Motion
@@ -96,7 +97,7 @@ def test_same_seed_same_motion(speech):
 
 def test_stopwatch_books_nested_stages_once(monkeypatch):
     now = iter([0.0, 1.0, 3.0, 6.0, 10.0, 15.0, 15.0])
-    monkeypatch.setattr("avatar_app.pipeline.time.perf_counter", lambda: next(now))
+    monkeypatch.setattr("avatar_app.stopwatch.time.perf_counter", lambda: next(now))
     clock = Stopwatch()
     with clock("outer"), clock("inner"):
         pass

@@ -1,4 +1,4 @@
-"""The streaming writer: what ends up in the file, and that failures leave nothing."""
+"""The writers: what ends up in the file, that failures leave nothing, and that pieces make one whole."""
 
 import math
 import subprocess
@@ -6,7 +6,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from avatar_app.video import VideoError, VideoWriter, probe
+from avatar_app.files import unfinished
+from avatar_app.video import Pieces, VideoError, VideoWriter, piece_length, probe
 from talkshow_bridge.audio import ffmpeg_path, load_speech
 from talkshow_bridge.errors import InputError
 
@@ -37,9 +38,10 @@ def moving_square(count, size=64):
 def test_audio_and_video_agree_within_a_frame(tmp_path, name, seconds, options, channels, fps):
     audio = tone(tmp_path / name, seconds, *options)
     count = load_speech(audio).frame_count(fps)
-    with VideoWriter(tmp_path / "out.mp4", fps, (64, 64), audio) as video:
+    with Pieces(tmp_path, fps, (64, 64), count) as video:
         for start in range(0, count, 7):
             video.write(moving_square(count)[start : start + 7])
+    video.join(tmp_path / "out.mp4", audio)
     facts = probe(tmp_path / "out.mp4")
     assert facts.frames == math.ceil(load_speech(audio).duration * fps - 1e-6)
     assert (facts.width, facts.height, facts.video_codec, facts.pixel_format) == (64, 64, "h264", "yuv420p")
@@ -73,11 +75,44 @@ def test_an_error_leaves_nothing_and_keeps_the_old_file(tmp_path, error):
 
 def test_ffmpeg_gets_the_last_word(tmp_path):
     (tmp_path / "speech.wav").write_bytes(b"not audio at all" * 100)
-    writer = VideoWriter(tmp_path / "out.mp4", 30, (64, 64), tmp_path / "speech.wav")
-    with pytest.raises(VideoError, match="ffmpeg said: .*[Ii]nvalid data"), writer as video:
-        for _ in range(200):
-            video.write(moving_square(10))
-    assert [file.name for file in tmp_path.iterdir()] == ["speech.wav"]
+    with Pieces(tmp_path, 30, (64, 64), 10) as video:
+        video.write(moving_square(10))
+    with pytest.raises(VideoError, match="ffmpeg said: .*[Ii]nvalid data"), unfinished(tmp_path / "out.mp4") as path:
+        video.join(path, tmp_path / "speech.wav")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def decoded(path, *options):
+    command = [ffmpeg_path(), "-loglevel", "error", "-i", str(path), "-f", "framemd5", "-an", *options, "-"]
+    lines = subprocess.run(command, capture_output=True, check=True, text=True).stdout.splitlines()
+    return [line.split(",") for line in lines if line[:1].isdigit()]
+
+
+@pytest.mark.parametrize("fps", [25, 30, 30000 / 1001, 23.976])
+def test_pieces_make_one_whole_that_an_interruption_does_not_change(tmp_path, fps):
+    count = 2 * piece_length(fps) + 11
+    frames = moving_square(count)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder, cuts in ((whole, [count]), (broken, [37, piece_length(fps) + 9, count])):
+        folder.mkdir()
+        for stop in cuts:
+            video = Pieces(folder, fps, (64, 64), count)
+            assert video.frames % piece_length(fps) == 0
+            try:
+                with video:
+                    for start in range(video.frames, stop, 8):
+                        video.write(frames[start : min(start + 8, stop)])
+            except VideoError as error:
+                assert stop < count and "frames instead of" in str(error)
+        video.join(folder / "out.mp4")
+    assert (whole / "out.mp4").read_bytes() == (broken / "out.mp4").read_bytes()
+    assert not list(broken.glob(".*"))
+
+    facts, shown = probe(whole / "out.mp4"), decoded(whole / "out.mp4", "-enc_time_base", f"1:{round(fps * 1000)}")
+    assert (facts.frames, len(shown)) == (count, count) and facts.duration == pytest.approx(count / fps, abs=2e-3)
+    assert [round(int(row[2]) / 1000) for row in shown] == list(range(count))  # each frame at its time
+    pieces = [row[-1] for number in range(3) for row in decoded(whole / f"piece-{number:05d}.mp4")]
+    assert pieces == [row[-1] for row in shown]
 
 
 def test_places_that_cannot_be_written_are_refused_first(tmp_path):

@@ -64,6 +64,10 @@ class FaceEnhancer:
                 blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
         return np.concatenate([frames, result], axis=2) if before else result
 
+    def skip(self, vertices: np.ndarray) -> None:
+        """Pass over frames that are painted already: their head's way is followed, so that the next ones fit on."""
+        self._track.follow(head_squares(self._body, vertices, self._camera))
+
     @torch.inference_mode()
     def _paint(self, maps: np.ndarray, places: np.ndarray) -> np.ndarray:
         """Condition maps of some crops -> uint8 RGB pictures, each painted on its own."""

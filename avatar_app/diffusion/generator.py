@@ -6,6 +6,7 @@ predict the noise of a window of frames together under classifier-free guidance.
 """
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,17 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
-from avatar_app.diffusion.attention import FrameCoupling
-from avatar_app.diffusion.denoise import Windows, guide, seeded_noise, stream_denoise
+from avatar_app.diffusion.denoise import OneStep, Windows, guide, seeded_noise, stream_denoise
+from avatar_app.diffusion.engine import EngineNetworks, each, engine_wanted
+from avatar_app.diffusion.features import PARTS, Condition, compose
 from avatar_app.diffusion.lora import merge_lora
-from avatar_app.diffusion.networks import PARTS, Condition, NativeNetworks
 from avatar_app.diffusion.planner import (
     VALUES_PER_LATENT,
     VALUES_PER_PIXEL,
@@ -34,12 +34,14 @@ from avatar_app.diffusion.planner import (
     weight_count,
     with_less_memory,
 )
-from avatar_app.diffusion.samplers import make_scheduler
 from avatar_app.diffusion.windows import Available, compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import PART
+from avatar_app.stages import ahead
 from talkshow_bridge.errors import InputError
 
 BATCH = 4  # frames that are encoded or, where frames do not see each other, predicted at a time
+LOOKAHEAD = 4  # batches that the CPU engine encodes while the UNet is at work
+FINISHED = 2  # batches of frames that it finishes before they are asked for
 NATIVE_SCHEDULER = {
     "num_train_timesteps": 1000,
     "prediction_type": "sample",
@@ -70,26 +72,27 @@ class FrameGenerator:
     ):
         self._options = options = Preset.from_options(preset_options)
         self._device, self._seed = torch.device(device), seed
-        painter = NativePainter if anchor.manifest.kind == "native" else StableDiffusionPainter
-        if plan is None:
-            needs = painter.needs(anchor, "body", options)
-            plan = make_plan(self._device, needs, dtype=dtype or painter.best_dtype(self._device))
+        plan = plan or plan_for(anchor, options, device, dtype)
         self._plan = replace(plan, dtype=dtype or plan.dtype)
-        self._painter = painter(anchor, "body", options, self._device, self._plan.dtype, self._plan.offload)
+        self._painter = _painter_of(anchor)(anchor, "body", options, self._device, self._plan.dtype, self._plan.offload)
         if compiled:
             self._painter.compile()
         self._plate = None
         if anchor.manifest.static_background and anchor.background is not None:
-            self._plate = torch.from_numpy(anchor.background.copy()).permute(2, 0, 1).float()
+            self._plate = anchor.background.astype(np.float32)
 
-    @torch.inference_mode()
     def frames(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Condition chunks of any size -> uint8 RGB frames (n, height, width, 3), in order, a few at a time.
 
         A chunk holds float32 maps (n, height, width, 10) of `render_conditions`, or, for an anchor trained on mesh
         pictures, uint8 RGB pictures (n, height, width, 3). Chunks are pulled only as far as the windows reach.
         """
-        conditions = ConditionBuffer(chunks, self._encode)
+        frames = self._frames(chunks)
+        return ahead(frames, FINISHED) if self._painter.lookahead else frames
+
+    @torch.inference_mode()
+    def _frames(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        conditions = ConditionBuffer(chunks, self._encode, self._painter.lookahead)
         if not conditions.available(1):
             return
         height, width = conditions.picture_size
@@ -102,6 +105,17 @@ class FrameGenerator:
         for frames, latents in stream_denoise(predict, scheduler, noise, windows, self._plan.windows):
             yield from self._decode(conditions, frames, latents)
             conditions.forget(frames.stop)
+
+    def restart(self, frame: int, length: int, chunk: int = BATCH) -> int:
+        """Where a run must begin to make `frame`, and all later ones of `length`, as a run from frame 0 makes them.
+
+        A multiple of `chunk`, the length of the condition chunks. Equal to the bit, because all windows and batches
+        come out the same: the run begins where they repeat, and early enough for what frames learn of earlier ones.
+        """
+        period, reach = self._painter.rhythm(self._options)
+        end = length - 2 * self._options.window if reach else frame  # whole windows must be left for the end
+        together = math.lcm(period * self._plan.windows, BATCH, chunk)
+        return max(0, min(frame - reach, end)) // together * together
 
     def _predict(
         self, conditions: "ConditionBuffer", latents: Tensor, timesteps: Tensor, frames: list[slice]
@@ -140,8 +154,8 @@ class FrameGenerator:
             yield result
 
     def _encode(self, chunk: np.ndarray) -> tuple[Tensor, ...]:
-        person = () if self._plate is None else (torch.from_numpy(person_mask(chunk)),)
-        return (*self._painter.encode(chunk), *person)
+        surroundings = () if self._plate is None else (coarse_surroundings(torch.from_numpy(person_mask(chunk))),)
+        return (*self._painter.encode(chunk), *surroundings)
 
     def _condition(self, conditions: "ConditionBuffer", frames: slice) -> tuple[Tensor, ...]:
         tensors = conditions.take(frames)
@@ -149,18 +163,41 @@ class FrameGenerator:
 
     def _finish(self, pictures: Tensor, conditions: "ConditionBuffer", frames: slice) -> np.ndarray:
         """Pictures (n, 3, height, width) in 0..255 -> uint8 frames."""
-        if self._plate is not None:
-            share = soft_surroundings(conditions.take(frames)[-1])
-            pictures = self._plate + share * (pictures.cpu() - self._plate)
-        return to_frames(pictures if self._painter.truncates else pictures.round())
+        if self._plate is None:
+            return to_frames(pictures if self._painter.truncates else pictures.round())
+        pictures = pictures.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        result = np.empty(pictures.shape, np.uint8)
+        shares = conditions.take(frames)[-1].numpy()
+
+        def work(picture: np.ndarray, share: np.ndarray, out: np.ndarray) -> None:
+            compose(picture, self._plate, share, self._painter.truncates, out)
+
+        each(work, pictures, shares, result)
+        return result
+
+
+def plan_for(
+    anchor: Anchor, preset_options: Preset | dict, device: str | torch.device, dtype: torch.dtype | None = None
+) -> Plan:
+    """What is computed at once in the memory that is free now. Raises InputError."""
+    painter, options, device = _painter_of(anchor), Preset.from_options(preset_options), torch.device(device)
+    return make_plan(device, painter.needs(anchor, "body", options), dtype=dtype or painter.best_dtype(device))
+
+
+def _painter_of(anchor: Anchor) -> type:
+    return NativePainter if anchor.manifest.kind == "native" else StableDiffusionPainter
 
 
 class ConditionBuffer:
     """The conditions of the frames in flight: read on demand, encoded once, forgotten when their frames are out."""
 
-    def __init__(self, chunks: Iterable[np.ndarray], encode: Callable[[np.ndarray], tuple[Tensor, ...]]):
-        self._batches = batches(chunks, BATCH)
-        self._encode = encode
+    def __init__(
+        self, chunks: Iterable[np.ndarray], encode: Callable[[np.ndarray], tuple[Tensor, ...]], lookahead: int = 0
+    ):
+        """lookahead: batches that are read and encoded in threads of their own before they are asked for."""
+        read = batches(ahead(chunks, 1) if lookahead else chunks, BATCH)
+        encoded = ((len(batch), batch.shape[1:3], encode(batch)) for batch in read)
+        self._batches = ahead(encoded, lookahead) if lookahead else encoded
         self._kept: deque[tuple[range, tuple[Tensor, ...]]] = deque()  # (frames, their encoded conditions)
         self._read = 0
         self.picture_size: tuple[int, int] | None = None  # (height, width)
@@ -171,9 +208,9 @@ class ConditionBuffer:
             batch = next(self._batches, None)
             if batch is None:
                 break
-            self.picture_size = batch.shape[1:3]
-            self._kept.append((range(self._read, self._read + len(batch)), self._encode(batch)))
-            self._read += len(batch)
+            length, self.picture_size, encoded = batch
+            self._kept.append((range(self._read, self._read + length), encoded))
+            self._read += length
         return min(count, self._read)
 
     def take(self, frames: slice) -> tuple[Tensor, ...]:
@@ -227,10 +264,22 @@ class NativePainter:
             raise InputError(
                 f"Anchor '{anchor.id}': its body does not have the parts {', '.join(PARTS)} in this order."
             )
-        networks = NativeNetworks.load(anchor.file(part)).eval().requires_grad_(False)
-        self.networks = networks.to(device, dtype, memory_format=torch.channels_last)
-        together = part == "body" and anchor.manifest.cross_frame_attention
-        self.coupling = FrameCoupling(networks.unet, pooled_keys=options.pooled_keys) if together else None
+        self.together, self.coupling = part == "body" and anchor.manifest.cross_frame_attention, None
+        self._engine = engine_wanted(device, dtype) and not (self.together and options.pooled_keys)
+        self.lookahead = LOOKAHEAD if self._engine else 0
+        if self._engine:
+            self.networks = EngineNetworks(anchor.file(part), self.together)
+        else:
+            self._load(anchor.file(part))
+
+    def _load(self, folder: Path) -> None:
+        from avatar_app.diffusion.attention import FrameCoupling
+        from avatar_app.diffusion.networks import NativeNetworks
+
+        networks = NativeNetworks.load(folder).eval().requires_grad_(False)
+        self.networks = networks.to(self.device, self.dtype, memory_format=torch.channels_last)
+        if self.together:
+            self.coupling = FrameCoupling(networks.unet, pooled_keys=self.options.pooled_keys)
 
     @staticmethod
     def best_dtype(device: torch.device) -> torch.dtype | None:
@@ -249,21 +298,32 @@ class NativePainter:
         )
 
     def compile(self) -> None:
-        self.networks.unet.compile()
+        if not self._engine:
+            self.networks.unet.compile()
 
     def scheduler(self, seed: int = 0):
+        if self.options.steps == 1 and self.options.scheduler == "ddim":
+            return OneStep()
+        from avatar_app.diffusion.samplers import make_scheduler
+
         return make_scheduler(self.options.scheduler, NATIVE_SCHEDULER, seed)
 
     def windows(self, available: Available, options: Preset) -> Windows:
-        if self.coupling is None:
+        if not self.together:
             return compat_windows(available, BATCH, 0)  # every frame on its own
         return listed_windows(native_windows, available, options)
+
+    def rhythm(self, options: Preset) -> tuple[int, int]:
+        """After how many frames the windows repeat, and how many frames back a frame can learn from others."""
+        return window_rhythm(options) if self.together else (BATCH, 0)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         return self.networks.latent_shape(height, width)
 
     def encode(self, maps: np.ndarray, place: np.ndarray | None = None) -> Condition:
         """place (n, 2, height, width): where the pixels lie in the whole picture, -1..1; None for the whole picture."""
+        if self._engine:
+            return self.networks.condition(maps, place)
         maps = torch.from_numpy(maps).permute(0, 3, 1, 2).to(self.device, self.dtype)
         place = None if place is None else torch.from_numpy(place).to(self.device, self.dtype)
         return self.networks.condition(maps, place)
@@ -293,6 +353,8 @@ class StableDiffusionPainter:
     networks paint every frame on its own, and their UNet sees a mask and the masked picture besides.
     """
 
+    lookahead = 0
+
     def __init__(
         self,
         anchor: Anchor,
@@ -302,6 +364,10 @@ class StableDiffusionPainter:
         dtype: torch.dtype,
         offload: bool = False,
     ):
+        from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+
+        from avatar_app.diffusion.attention import FrameCoupling
+
         self.device, self.dtype, self.options, self.offload = device, dtype, options, offload
         manifest, together = anchor.manifest, part == "body"
         self.unet = self._load(UNet2DConditionModel, anchor.file(f"{part}/unet"))
@@ -377,10 +443,15 @@ class StableDiffusionPainter:
             raise InputError(f"Anchor '{anchor.id}': '{part}/unet' has {found} input channels, expected {expected}.")
 
     def scheduler(self, seed: int = 0):
+        from avatar_app.diffusion.samplers import make_scheduler
+
         return make_scheduler(self.options.scheduler, self._schedule, seed)
 
     def windows(self, available: Available, options: Preset) -> Windows:
         return listed_windows(self._list_windows, available, options)
+
+    def rhythm(self, options: Preset) -> tuple[int, int]:
+        return window_rhythm(options)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latents of one picture. Raises InputError for an impossible picture size."""
@@ -444,6 +515,12 @@ def listed_windows(overlapping: Callable, available: Available, options: Preset)
     return overlapping(available, options.window, options.overlap)
 
 
+def window_rhythm(options: Preset) -> tuple[int, int]:
+    """(period, reach) in frames: each step carries news over one window, moving ones at first over up to two."""
+    shifted = options.windows == "shifted"
+    return options.window - (0 if shifted else options.overlap), options.window * (options.steps + shifted)
+
+
 def own_or_common(anchor: Anchor, part: str, name: str) -> Path:
     """A file or folder of a part or, if the part brings none, the one for all parts. Raises InputError."""
     own = anchor.folder / part / name
@@ -478,7 +555,12 @@ def soft_surroundings(mask: Tensor) -> Tensor:
 
     1 on the body and a margin of about 4 % of the height around it (hair, cloth, shadows), then fading to 0.
     """
-    height, width = mask.shape[1:]
+    return functional.interpolate(coarse_surroundings(mask)[:, None], size=mask.shape[1:], mode="bilinear")
+
+
+def coarse_surroundings(mask: Tensor) -> Tensor:
+    """`soft_surroundings` at a quarter of the size along each side, (n, ceil(height / 4), ceil(width / 4))."""
+    height = mask.shape[1]
     coarse = functional.max_pool2d(mask[:, None].float(), 4, ceil_mode=True)
     margin = max(1, round(0.04 * height / 4))
     fade = max(1, margin // 2)
@@ -488,4 +570,4 @@ def soft_surroundings(mask: Tensor) -> Tensor:
     for _ in range(2):
         padded = functional.pad(coarse, (fade, fade, fade, fade), mode="replicate")
         coarse = functional.avg_pool2d(padded, 2 * fade + 1, 1)
-    return functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return coarse[:, 0]

@@ -76,6 +76,12 @@ class FaceInpainter:
             self._enhance_batch(result[batch], vertices[batch], matrices[batch])
         return np.concatenate([frames, result], axis=2) if before else result
 
+    def skip(self, vertices: np.ndarray) -> None:
+        """Pass over frames that are painted already."""
+        for points in five_points(self._body, vertices, self._camera):
+            self._follow(points)
+        self._done += len(vertices)
+
     def _enhance_batch(self, frames: np.ndarray, vertices: np.ndarray, matrices: list[np.ndarray]) -> None:
         """In place, as many frames as the networks take at a time."""
         crops = self._crop(frames, vertices, [self._camera] * len(frames), matrices)

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -52,6 +52,14 @@ class Plan:
         if device.type != "cpu" and not self.offload:
             return replace(self, offload=True)
         return None
+
+    def to_dict(self) -> dict:
+        """As JSON; `from_dict` reads it."""
+        return {**asdict(self), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Plan":
+        return cls(**{**values, "dtype": getattr(torch, values["dtype"])})
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")

@@ -1,0 +1,32 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``; what lies there at the end of the block replaces it, on an error it is removed.
+
+    The bytes are on the disk before the name is, so that not even a power cut leaves half a file under it.
+    """
+    temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix}.part")
+    try:
+        yield temporary
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, facts: dict, indent: int | None = None) -> Path:
+    with unfinished(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

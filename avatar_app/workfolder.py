@@ -1,0 +1,92 @@
+"""What an unfinished render keeps on the disk, so that another process can go on where it was broken off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from avatar_app.files import unfinished, write_json
+from talkshow_bridge.motion import Motion
+
+STATES_KEPT = 3  # of the observers, one a piece: the newest piece may not be complete yet
+
+
+class WorkFolder:
+    """render.json (ingredients, id, plan), motion.npz, the pieces of the video and what its observers had seen.
+
+    ingredients: what decides the frames, as JSON. A folder that was begun with others is emptied.   id: of the video;
+    None takes the one it was begun with, or a new one.
+    """
+
+    def __init__(self, path: Path, ingredients: dict, id: str | None = None):
+        self.path, self._table = path, path / "render.json"
+        path.mkdir(parents=True, exist_ok=True)
+        begun = self._read(self._table)
+        if begun.get("ingredients") != json.loads(json.dumps(ingredients)) or id not in (None, begun.get("id")):
+            for entry in path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            begun = {"ingredients": ingredients, "id": id or secrets.token_hex(16)}
+            write_json(self._table, begun)
+        self.id: str = begun["id"]
+
+    def plan(self, make: Callable[[], dict]) -> dict:
+        """How much the first run computed at once: the pictures' last bits depend on it."""
+        begun = self._read(self._table)
+        if "plan" not in begun:
+            begun["plan"] = make()
+            write_json(self._table, begun)
+        return begun["plan"]
+
+    def motion(self, make: Callable[[], Motion]) -> Motion:
+        """The motion of the first run; `make` is called only there."""
+        path = self.path / "motion.npz"
+        if not path.exists():
+            with unfinished(path) as temporary:
+                make().save(temporary)
+        return Motion.load(path)
+
+    def keep(self, frames: int, state: dict) -> None:
+        """What the observers have seen after so many frames; call it before the piece that ends there is complete."""
+        write_json(self.path / f"seen-{frames:09d}.json", state)
+        for old in sorted(self.path.glob("seen-*.json"))[:-STATES_KEPT]:
+            old.unlink()
+
+    def kept(self, frames: int) -> dict | None:
+        """The state that was kept at this frame, or None."""
+        return self._read(self.path / f"seen-{frames:09d}.json") or None
+
+    @staticmethod
+    def _read(path: Path) -> dict:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there, or cut off by a power failure
+            return {}
+
+
+@contextmanager
+def folder_for(out: Path, work: Path | None) -> Iterator[Path]:
+    """``work``, or a temporary folder beside ``out`` that is gone after the block."""
+    if work is not None:
+        yield Path(work).absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix=f".{out.stem[:40]}.", suffix=".part", dir=out.parent) as folder:
+        yield Path(folder)
+
+
+def motion_digest(motion: Motion) -> str:
+    """sha256 over all numbers of a motion."""
+    digest = hashlib.sha256(str(motion.fps).encode())
+    for part in fields(motion):
+        value = getattr(motion, part.name)
+        if isinstance(value, np.ndarray):
+            digest.update(part.name.encode() + value.tobytes())
+    return digest.hexdigest()
