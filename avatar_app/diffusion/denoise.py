@@ -9,6 +9,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import tee
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,23 @@ PredictBatch = Callable[[Tensor, Tensor, list[slice]], Tensor]
 def seeded_noise(shape: tuple[int, int, int], seed: int) -> Tensor:
     """One noise frame (1, z, h, w), float32, the same on every device."""
     return torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))
+
+
+class OneStep:
+    """What DDIM comes to where a network predicts clean latents from pure noise in a single step."""
+
+    init_noise_sigma = 1.0
+    timesteps = torch.tensor([999])
+
+    def set_timesteps(self, steps: int) -> None:
+        if steps != 1:
+            raise ValueError(f"one step, not {steps}")
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return sample
+
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(prev_sample=model_output)
 
 
 def guide(unconditional: Tensor, conditional: Tensor, guidance: float) -> Tensor:
