@@ -16,6 +16,7 @@ from avatar_app.diffusion.generator import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.evaluation.anchor import make_frames, score
 from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
+from avatar_app.evaluation.truth import Truth
 from avatar_app.mesh.conditions import PART, render_conditions
 from avatar_app.training import train
 from avatar_app.training.dataset import Footage, average_colours, places
@@ -90,13 +91,13 @@ def test_training_resumes_and_packages(footage, small_recipes, tmp_path):
     for mine, theirs in zip(
         again.average.parameters(), NativeNetworks.load(tmp_path / "body").parameters(), strict=True
     ):
-        torch.testing.assert_close(mine.half().float(), theirs)
+        assert (mine - theirs).abs().max() <= mine.abs().max() / 127 + 1e-4  # packages keep 8 bits
 
     facts = {"name": "Small", "licence": "CC0-1.0", "consent": {"kind": "synthetic"}, "description": ""}
     anchor = package(footage, tmp_path / "body", tmp_path / "face", tmp_path / "small", facts)
     assert load_anchor(anchor.folder).has_face
     data = Footage(footage, "train")
-    row = score(anchor, data, make_frames(anchor, data.vertices, "draft"))
+    row = score(anchor, Truth.of(data), make_frames(anchor, data.vertices, "draft"), anchor.preset("draft"))
     assert row["PSNR"] > 10 and 0 < row["SSIM"] <= 1
 
 

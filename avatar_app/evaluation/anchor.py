@@ -1,27 +1,114 @@
-"""Score an anchor against rendered truth that it has never seen.
+"""Score an anchor against pictures of a motion that its training never saw: `launch.py bench anchors [NAME] [FOOTAGE]`.
 
-    python -m avatar_app.evaluation.anchor ANCHOR FOOTAGE [--set test] [--sheet sheet.png]
-
-Prints one row per preset: PSNR and SSIM of the whole picture, of the head and of the hands, movement error, shimmer.
+Tables: what each preset reaches; more steps, guidance and overlap; the face pass and its sizes.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from avatar_app.anchors import Anchor, load_anchor
+from avatar_app.anchors import Anchor
 from avatar_app.diffusion.face import FaceEnhancer, head_squares
 from avatar_app.diffusion.generator import FrameGenerator
-from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
+from avatar_app.diffusion.windows import native_windows
+from avatar_app.evaluation.landmarks import landmark_distance
+from avatar_app.evaluation.metrics import motion_error, psnr, seam, shimmer, ssim
+from avatar_app.evaluation.truth import Truth
 from avatar_app.mesh.conditions import render_conditions
-from avatar_app.training.dataset import Footage
 
 HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
 HAND_PIXELS = 72  # of a 512 px picture
+STEPS, GUIDANCE, OVERLAPS = (20, 4, 2, 1), 1.5, (4, 0)  # of the table of steps
+TABLES = ("presets", "steps", "face")
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One anchor and its truth. features: see `evaluation.features`; None leaves those columns out."""
+
+    anchor: Anchor
+    truth: Truth
+    features: object | None = None
+
+    @property
+    def vertices(self) -> np.ndarray:
+        return self.anchor.vertices(self.truth.motion)
+
+    def row(self, preset: str, **overrides: object) -> tuple[Row, np.ndarray]:
+        """Numbers and frames of a preset with some of its settings replaced."""
+        vertices = self.vertices
+        began = time.process_time()
+        made = make_frames(self.anchor, vertices, preset, overrides)
+        spent = time.process_time() - began
+        row = score(self.anchor, self.truth, made, self.anchor.preset(preset, overrides))
+        if self.features is not None:
+            heads = head_squares(self.anchor.body, vertices, self.anchor.camera)
+            row |= self.features.compare(
+                made, self.truth.pictures, crops(made, heads), crops(self.truth.pictures, heads)
+            )
+        return row | {"CPU s per frame": spent / len(made)}, made
+
+
+def presets(bench: Bench, sheet: Path | None = None) -> dict[str, Row]:
+    """A row for each preset; `sheet` gets truth, draft and best side by side."""
+    rows, pictures = {}, {"truth": bench.truth.pictures}
+    for preset in bench.anchor.manifest.presets:
+        rows[preset], pictures[preset] = bench.row(preset)
+    if sheet:
+        chosen = np.linspace(0, len(bench.truth.pictures) - 1, 4).astype(int)
+        picture = [np.concatenate([pictures[k][n] for k in ("truth", "draft", "best")], 1) for n in chosen]
+        Image.fromarray(np.concatenate(picture)).save(sheet)
+    return rows
+
+
+def steps(bench: Bench) -> dict[str, Row]:
+    """Steps x guidance x overlap, without the face pass. Guidance only where the networks were trained for it."""
+    guidances = (1.0, GUIDANCE) if bench.anchor.manifest.guided else (1.0,)
+    rows = {}
+    for count in STEPS:
+        for guidance in guidances:
+            for overlap in OVERLAPS:
+                name = f"{count} steps, " + (f"guidance {guidance:g}" if guidance > 1 else "no guidance")
+                options = {"steps": count, "guidance": guidance, "overlap": overlap, "face": False}
+                rows[f"{name}, overlap {overlap}"] = bench.row("draft", **options)[0]
+    return rows
+
+
+def faces(bench: Bench, others: Sequence[Path] = ()) -> dict[str, Row]:
+    """Without the face pass, with the anchor's own, and with face networks of other sizes (folders of training)."""
+    rows = {"face off": bench.row("draft", face=False)[0]}
+    if bench.anchor.has_face:
+        rows[f"face {bench.anchor.manifest.face.resolution}"] = bench.row("draft", face=True)[0]
+    for folder in others:
+        with tempfile.TemporaryDirectory() as temporary:
+            anchor = with_face(bench.anchor, folder, Path(temporary))
+            name = f"face {anchor.manifest.face.resolution} ({folder.name})"
+            rows[name] = replace(bench, anchor=anchor).row("draft", face=True)[0]
+    return rows
+
+
+def with_face(anchor: Anchor, networks: Path, folder: Path) -> Anchor:
+    """The anchor with other face networks, put together of links in an empty folder."""
+    from avatar_app.anchors import FaceSpec
+    from avatar_app.diffusion.networks import NativeNetworks
+
+    NativeNetworks.load(networks)  # refuses what does not fit
+    for path in anchor.folder.iterdir():
+        (folder / path.name).symlink_to((networks if path.name == "face" else path).resolve())
+    if not (folder / "face").exists():
+        (folder / "face").symlink_to(networks.resolve())
+    size = json.loads((networks / "training.json").read_text())["size"]
+    face = (anchor.manifest.face or FaceSpec()).model_copy(update={"resolution": size})
+    return Anchor(folder, anchor.manifest.model_copy(update={"face": face}))
 
 
 def make_frames(anchor: Anchor, vertices: np.ndarray, preset: str, overrides: dict | None = None) -> np.ndarray:
@@ -34,7 +121,7 @@ def make_frames(anchor: Anchor, vertices: np.ndarray, preset: str, overrides: di
 
 def crops(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Equal squares (x, y, side) of the frames, kept inside the picture."""
-    side = int(boxes[:, 2].max())
+    side = min(int(boxes[:, 2].max()), *frames.shape[1:3])
     low = np.clip((boxes[:, :2] - side / 2).round(), 0, np.array(frames.shape[2:0:-1]) - side).astype(int)
     return np.stack([frame[y : y + side, x : x + side] for frame, (x, y) in zip(frames, low, strict=True)])
 
@@ -50,47 +137,47 @@ def hand_boxes(anchor: Anchor, vertices: np.ndarray) -> list[np.ndarray]:
     return boxes
 
 
-def score(anchor: Anchor, footage: Footage, made: np.ndarray) -> dict[str, float]:
-    truth, vertices = footage.pictures, footage.vertices
-    head = head_squares(anchor.body, vertices, anchor.camera)
-    hands = hand_boxes(anchor, vertices)
-    return {
-        "PSNR": psnr(made, truth),
-        "SSIM": ssim(made, truth),
-        "head PSNR": psnr(crops(made, head), crops(truth, head)),
-        "head SSIM": ssim(crops(made, head), crops(truth, head)),
-        "hands PSNR": float(np.mean([psnr(crops(made, box), crops(truth, box)) for box in hands])),
-        "movement error": motion_error(made, truth),
-        "shimmer": shimmer(made, truth),
-        "shimmer of the truth": shimmer(truth, truth),
+def score(anchor: Anchor, truth: Truth, made: np.ndarray, options) -> Row:
+    """All numbers that need no trained judge. What compares neighbouring frames needs a truth without gaps."""
+    pictures, vertices = truth.pictures, anchor.vertices(truth.motion)
+    head, hands = head_squares(anchor.body, vertices, anchor.camera), hand_boxes(anchor, vertices)
+    row = {
+        "PSNR": psnr(made, pictures),
+        "SSIM": ssim(made, pictures),
+        "head PSNR": psnr(crops(made, head), crops(pictures, head)),
+        "head SSIM": ssim(crops(made, head), crops(pictures, head)),
+        "hands PSNR": float(np.mean([psnr(crops(made, box), crops(pictures, box)) for box in hands])),
     }
+    for group, (distance, found) in landmark_distance(anchor.body, anchor.camera, vertices, pictures, made).items():
+        row |= {f"{group} px": distance, f"{group} found": found}
+    if truth.consecutive:
+        row["movement error"] = motion_error(made, pictures)
+        row["flicker"] = shimmer(made, pictures) - shimmer(pictures, pictures)
+        starts = [window.start for window in native_windows(len(made), options.window, options.overlap)][1:]
+        row["seams"] = seam(made, pictures, starts)
+    return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("anchor")
-    parser.add_argument("footage", type=Path)
-    parser.add_argument("--set", default="test")
-    parser.add_argument("--sheet", type=Path, help="save truth, draft and best side by side")
-    arguments = parser.parse_args()
-    anchor, footage = load_anchor(arguments.anchor), Footage(arguments.footage, arguments.set)
-    results, pictures = {}, {"truth": footage.pictures}
-    for preset in anchor.manifest.presets:
-        pictures[preset] = make_frames(anchor, footage.vertices, preset)
-        results[preset] = score(anchor, footage, pictures[preset])
-    print("| preset | " + " | ".join(results["draft"]) + " |")
-    print("|---" * (len(results["draft"]) + 1) + "|")
-    for preset, row in results.items():
-        print(
-            f"| {preset} | "
-            + " | ".join(f"{value:.3f}" if value < 2 else f"{value:.2f}" for value in row.values())
-            + " |"
-        )
-    if arguments.sheet:
-        chosen = np.linspace(0, len(footage) - 1, 4).astype(int)
-        rows = [np.concatenate([pictures[k][n] for k in ("truth", "draft", "best")], 1) for n in chosen]
-        Image.fromarray(np.concatenate(rows)).save(arguments.sheet)
+def as_table(rows: dict[str, Row], title: str) -> str:
+    """Markdown."""
+    columns = list(next(iter(rows.values())))
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_shown(row[column]) for column in columns) + " |")
+    return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    main()
+def _shown(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def bench_anchor(
+    bench: Bench, tables: Sequence[str], others: Sequence[Path] = (), sheet: Path | None = None
+) -> dict[str, dict[str, Row]]:
+    """Table -> its rows; see TABLES."""
+    make: dict[str, Callable[[], dict[str, Row]]] = {
+        "presets": lambda: presets(bench, sheet),
+        "steps": lambda: steps(bench),
+        "face": lambda: faces(bench, others),
+    }
+    return {name: make[name]() for name in tables}

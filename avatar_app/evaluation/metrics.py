@@ -45,3 +45,11 @@ def shimmer(made: np.ndarray, truth: np.ndarray, still: float = 1.0) -> float:
     change, wanted = (np.abs(np.diff(frames.astype(np.float32), axis=0)).mean(-1) for frames in (made, truth))
     quiet = wanted <= still
     return float(change[quiet].mean()) if quiet.any() else 0.0
+
+
+def seam(made: np.ndarray, truth: np.ndarray, starts: list[int]) -> float:
+    """How much more the error changes from one frame to the next where windows begin than elsewhere, as a ratio; 1 is
+    seamless. NaN when there is a single window."""
+    jumps = np.abs(np.diff(made.astype(np.float32) - truth, axis=0)).mean((1, 2, 3))
+    at = np.isin(np.arange(1, len(made)), starts)
+    return float(jumps[at].mean() / max(jumps[~at].mean(), 1e-9)) if at.any() and not at.all() else float("nan")

@@ -55,7 +55,8 @@ class Footage:
         self.fps = motion.fps
         self.cameras = [Camera.from_dict(entry["camera"]) for _, entry in entries]
         self.pictures = np.stack([np.asarray(Image.open(folder / name / file).convert("RGB")) for file, _ in entries])
-        self.vertices = np.concatenate([self.body.pose(motion[n : n + 1]).vertices for n in self.frames])
+        self.motion = Motion.concatenate([motion[n : n + 1] for n in self.frames])
+        self.vertices = self.body.pose(self.motion).vertices
 
     def __len__(self) -> int:
         return len(self.frames)

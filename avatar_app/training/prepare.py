@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from avatar_app.diffusion.face import head_squares
 from avatar_app.mesh.body import Body
@@ -203,6 +204,7 @@ def write_plate(delivery: Delivery, square: Square, path: Path) -> None:
         return
     seen = np.stack([square.cut(picture) for picture in take.pictures(chosen)]).astype(np.float32)
     person = np.stack([square.cut(np.uint8(255) * take.mask(n)[..., None].repeat(3, 2))[..., 0] > 8 for n in chosen])
+    person = binary_dilation(person, np.ones((1, 3, 3)), iterations=2)
     seen[person] = np.nan
     free = ~person.all(axis=0)
     plate = np.zeros(seen.shape[1:], np.float32)

@@ -21,11 +21,13 @@ import copy
 import json
 import math
 import os
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import torch
@@ -216,6 +218,7 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0
         self.scores: list[tuple[float, float]] = []  # (seconds, PSNR of the held-out pictures) of every check
         self.best: dict[str, Tensor] | None = None
+        self.stopped = False  # set it to end `run` after the step in hand, with everything saved
         if (out / "state.pt").exists():
             self.resume()
 
@@ -312,6 +315,9 @@ class Trainer:
         checked = self.scores[-1][0] if self.scores else self.elapsed
         peak = FINE_TUNING_RATE if self.fine_tuned else RATE
         while (progress := (time.time() - begin) / seconds) < 1:
+            if self.stopped:
+                self.save()
+                return
             rate = 2e-5 + peak * min(1, (self.step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * progress))
             report.append(self.update(rate, whole=progress > 1 - self.recipe.whole_share))
             self.elapsed = time.time() - begin
@@ -406,6 +412,7 @@ class Trainer:
             "steps": self.step,
             "seconds": round(self.elapsed),
             "pictures": sum(person.batches.count for person in self.people),
+            "size": self.people[0].batches.footage.size,
             "people": len(self.people),
             "fine_tuned": self.fine_tuned,
             "guided": True,
@@ -462,13 +469,32 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parent", type=int, help="process without which to stop")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         arguments.footage, arguments.kind, arguments.out, arguments.seed, arguments.device, arguments.start
     )
+    stop_with(trainer, arguments.parent)
     trainer.run(60 * arguments.minutes)
+
+
+def stop_with(trainer, parent: int | None) -> None:
+    """Set `trainer.stopped` when this process is told to end, or when its parent is gone."""
+
+    def stop(*_: object) -> None:
+        trainer.stopped = True
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if parent is not None:
+        Thread(target=watch, daemon=True).start()
 
 
 if __name__ == "__main__":
