@@ -48,6 +48,8 @@ class Speech:
         source = np.ascontiguousarray(samples, dtype=np.float32)
         if source.ndim != 1 or len(source) < MIN_DURATION * sample_rate:
             raise InputError(f"Speech needs a mono signal of at least {MIN_DURATION} s.")
+        if not np.isfinite(source).all():
+            raise InputError("Some samples of the speech are not finite numbers.")
         digest = hashlib.sha256(source.tobytes()).hexdigest()
         mono = _to_16k(iter([source]), sample_rate)
         return cls(_tame(mono), SAMPLE_RATE, len(source) / sample_rate, digest)
@@ -141,7 +143,7 @@ def _ffmpeg_stream(file: Path, **options: object) -> Iterator[tuple[Iterator[np.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log)
         try:
             rate, channels = _au_format(process.stdout)
-            blocks = _blocks(process.stdout, channels)
+            blocks = _blocks(process.stdout, channels, file)
             first = next(blocks, None) if rate else None
             if first is not None:
                 yield chain([first], blocks), rate
@@ -177,12 +179,14 @@ def _au_format(pipe: BinaryIO) -> tuple[int, int]:
     return rate, channels
 
 
-def _blocks(pipe: BinaryIO, channels: int) -> Iterator[np.ndarray]:
-    """Raw big-endian float32, channels interleaved -> native (C, n) float32 blocks."""
+def _blocks(pipe: BinaryIO, channels: int, file: Path) -> Iterator[np.ndarray]:
+    """Raw big-endian float32, channels interleaved -> native (C, n) float32 blocks. Raises InputError for NaN, inf."""
     size = 4 * channels
     while raw := pipe.read(BLOCK // channels * size):
         block = np.frombuffer(raw[: len(raw) // size * size], dtype=">f4").astype(np.float32)
-        yield np.nan_to_num(block, nan=0.0, posinf=1.0, neginf=-1.0).reshape(-1, channels).T
+        if not np.isfinite(block).all():
+            raise InputError(f"'{_shown(file)}' is damaged: some of its samples are not finite numbers.")
+        yield block.reshape(-1, channels).T
 
 
 def _to_16k(blocks: Iterator[np.ndarray], rate: int) -> np.ndarray:

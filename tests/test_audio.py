@@ -78,14 +78,23 @@ def test_silence_is_speech_of_nobody(tmp_path):
     assert silent.duration == pytest.approx(1.0) and not silent.samples.any()
 
 
-def test_floats_beyond_full_scale_and_nan_are_tamed(tmp_path):
+def _floats(path: Path, value: float) -> Path:
+    """A second of 32-bit floats, all 4 but one."""
     values = np.full(16_000, 4.0, "<f4")
-    values[100] = np.nan
+    values[100] = value
     form = struct.pack("<IHHIIHH", 16, 3, 1, 16_000, 64_000, 4, 32)
     header = b"RIFF" + struct.pack("<I", 36 + values.nbytes) + b"WAVEfmt " + form
-    (tmp_path / "loud.wav").write_bytes(header + b"data" + struct.pack("<I", values.nbytes) + values.tobytes())
-    samples = load_speech(tmp_path / "loud.wav").samples
-    assert np.isfinite(samples).all() and np.abs(samples).max() <= 1.0
+    path.write_bytes(header + b"data" + struct.pack("<I", values.nbytes) + values.tobytes())
+    return path
+
+
+def test_floats_beyond_full_scale_are_tamed(tmp_path):
+    assert np.abs(load_speech(_floats(tmp_path / "loud.wav", 4.0)).samples).max() <= 1.0
+
+
+def test_samples_in_memory_must_be_finite():
+    with pytest.raises(InputError, match="not finite numbers"):
+        Speech.from_samples(np.full(16_000, np.nan))
 
 
 def test_a_wav_that_ends_early_plays_as_far_as_it_goes(tmp_path):
@@ -114,6 +123,8 @@ BAD = {
     "cut container": (_cut_film, "cut off or damaged"),
     "picture": (lambda d: make(d / "p.png", "-frames:v", "1", source="color=red:s=64x64"), "no audio track"),
     "silent film": (lambda d: make(d / "v.mp4", "-t", "1", source="color=red:s=64x64"), "no audio track"),
+    "not a number": (lambda d: _floats(d / "nan.wav", np.nan), "samples are not finite"),
+    "infinite": (lambda d: _floats(d / "inf.wav", np.inf), "samples are not finite"),
     "too short": (lambda d: make(d / "s.wav", seconds=0.05), "holds only 0.050 s"),
     "playlist": (lambda d: _write(d / "l.m3u8", b"#EXTM3U\n#EXTINF:1,\n" + str(make(d / "a.ts")).encode()), "l.m3u8"),
     "address": (lambda d: "http://127.0.0.1:9/a.wav", "There is no file"),
