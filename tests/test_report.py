@@ -171,6 +171,10 @@ def test_resumed_and_rechunked_it_measures_the_same(clip):
     second.restore(json.loads(saved))
     second.observe(clip.frames[50:], clip.vertices[50:])
     assert second.finish() == whole
+    rest = QualityReport(clip.anchor, clip.options, clip.speech, COUNT)
+    rest.resume(50, None)
+    rest.observe(clip.frames[50:], clip.vertices[50:])
+    assert rest.finish()["frames"] == COUNT - 50 and not faults(rest.finish())
     for wrong in ({}, {"version": 99}, json.loads(saved) | {"sound": {}}):
         with pytest.raises(ValueError):
             second.restore(wrong)
@@ -181,6 +185,7 @@ def test_shown_as_text_and_as_harmless_html(clip):
     text = as_text(report)
     assert text.startswith("Quality: look here") and "LOOK  Picture and sound" in text
     assert len(text.splitlines()) == 1 + len(report["checks"])
+    assert len(as_text(report, brief=True).splitlines()) == 1 + len(faults(report))
     report["checks"][0]["sentence"] = "<script>"
     page = as_html(report)
     assert "<script>" not in page and set(re.findall(r"<(\w+)", page)) == {"section", "h4", "table", "tr", "td"}

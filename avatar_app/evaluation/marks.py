@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avatar_app.mesh.body import JAW, LEFT_EYE, RIGHT_EYE
+from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE
 from avatar_app.mesh.camera import Camera
 
 HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
@@ -71,6 +71,8 @@ class BodyMarks:
         weights = body.weights
         self.eyes = [Mark.mean(np.flatnonzero(weights[:, joint] > 0.5)) for joint in (LEFT_EYE, RIGHT_EYE)]
         self.head = Mark.mean(np.concatenate([eye.index for eye in self.eyes]))  # rigid, whatever the face does
+        on_head = weights[:, [HEAD, JAW, LEFT_EYE, RIGHT_EYE]].sum(1) > 0.5
+        self._head_points = _some(np.flatnonzero(on_head), 500)
         self.hands = [
             Mark.mean(_some(np.flatnonzero(weights[:, joints].sum(1) > 0.5), HAND_POINTS)) for joints in HANDS
         ]
@@ -103,14 +105,18 @@ class BodyMarks:
         """Some thousand vertices in the picture, (n, 2) pixels."""
         return self._camera.project(vertices[self.silhouette])[:, :2]
 
+    def head_inside(self, vertices: np.ndarray) -> bool:
+        """Whether the whole head is in the picture."""
+        return self._outside(vertices[self._head_points]) == 0
+
     def hidden_hands(self, vertices: np.ndarray) -> float:
         """Share of the worse hand that is outside the picture."""
-        outside = []
-        for hand in self.hands:
-            x, y, _ = self._camera.project(vertices[hand.index]).T
-            inside = (x >= 0) & (x < self._camera.width) & (y >= 0) & (y < self._camera.height)
-            outside.append(1 - float(inside.mean()))
-        return max(outside)
+        return max(self._outside(vertices[hand.index]) for hand in self.hands)
+
+    def _outside(self, points: np.ndarray) -> float:
+        """Share of points (n, 3) that are outside the picture."""
+        x, y, _ = self._camera.project(points).T
+        return float(np.mean((x < 0) | (x >= self._camera.width) | (y < 0) | (y >= self._camera.height)))
 
 
 def _some(index: np.ndarray, most: int) -> np.ndarray:

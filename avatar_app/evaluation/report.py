@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from avatar_app.anchors import Anchor, Preset
-from avatar_app.diffusion.face import head_squares
 from avatar_app.diffusion.windows import PHASES, native_windows, shifted_windows
 from avatar_app.evaluation.marks import HEAD_AREA, MOUTH_AREA, BodyMarks
 from avatar_app.evaluation.observers import Correlation, Histogram, pack, unpack, zeros
@@ -54,6 +53,7 @@ class Tallies:
     """Counters and last values of everything that is neither a correlation nor a histogram."""
 
     frames: np.ndarray = zeros(1, dtype=np.int64)
+    first: np.ndarray = zeros(1, dtype=np.int64)  # frame that was seen
     aperture: np.ndarray = zeros(1)  # of the last frame
     lip_path: np.ndarray = zeros(2)  # mm, while speaking and in silence
     lip_frames: np.ndarray = zeros(2, dtype=np.int64)
@@ -76,8 +76,8 @@ class QualityReport:
     """Watches one video being made. Small: `state` is about 160 kB of JSON, whatever the length.
 
     options: what the frames are painted with; None for pictures without windows and face pass (a mesh preview).
-    speech: None for a silent video. frames: of the whole video. keep: called as keep(frames so far, state) each `every`
-    frames.
+    speech: None for a silent video. frames: of the whole video. keep: called as keep(frames so far, state) after
+    each `every` frames and at the end.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class QualityReport:
         keep: Callable[[int, dict], None] | None = None,
         every: int = 60,
     ):
-        self._keep, self._every = keep, every
-        self._camera, self._body, self._fps = anchor.camera, anchor.body, anchor.manifest.fps
+        self._keep, self._every, self._total = keep, every, frames
+        self._camera, self._fps = anchor.camera, anchor.manifest.fps
         self._marks = BodyMarks(anchor.body, anchor.camera)
         self._face_pass = options is not None and options.face and anchor.has_face
         self._level = None if speech is None else loudness(speech, self._fps, frames)
@@ -121,6 +121,13 @@ class QualityReport:
         except (KeyError, TypeError) as error:
             raise ValueError(f"This is no state of a quality report: {error}") from None
 
+    def resume(self, frames: int, state: dict | None) -> None:
+        """Go on after so many frames; without a state the report is about the rest."""
+        if state is not None:
+            self.restore(state)
+        else:
+            self._now.frames[0] = self._now.first[0] = frames
+
     def observe(self, frames: np.ndarray, vertices: np.ndarray) -> None:
         """The next finished frames, uint8 RGB (n, height, width, 3), and their posed vertices (n, V, 3) in metres."""
         for frame, posed in zip(frames, vertices, strict=True):  # one by one: chunks must not change a figure
@@ -130,7 +137,7 @@ class QualityReport:
             self._see_picture(frame, posed, index)
             self._see_head(posed, index)
             self._now.frames += 1
-            if self._keep is not None and (index + 1) % self._every == 0:
+            if self._keep is not None and ((index + 1) % self._every == 0 or index + 1 == self._total):
                 self._keep(index + 1, self.state())
 
     def _see_lips(self, frame: np.ndarray, vertices: np.ndarray, index: int) -> None:
@@ -140,8 +147,9 @@ class QualityReport:
             return
         aperture = self._marks.aperture(vertices)
         mouth = place.crop(frame, self._marks.mouth(vertices, place), MOUTH_AREA, MOUTH_SHAPE) @ LUMA
-        step = aperture - now.aperture[0] if index else 0.0
-        if index:
+        begun = index > now.first[0]
+        step = aperture - now.aperture[0] if begun else 0.0
+        if begun:
             self._parts["drawn"].add([np.abs(mouth - now.mouth).mean()], [abs(step)])
         if self._level is not None:
             self._parts["sound"].add([aperture], [max(self._level[index], SILENT)])
@@ -153,7 +161,7 @@ class QualityReport:
     def _see_face(self, crop: np.ndarray, index: int) -> None:
         """Compare the head of each block of seconds with that of the first."""
         now, length = self._now, max(1, round(BLOCK_SECONDS * self._fps))
-        part = 0 if index < length else 1
+        part = 0 if index - now.first[0] < length else 1
         now.head_sum[part] += crop
         now.head_count[part] += 1
         if part and now.head_count[1] == length:
@@ -166,7 +174,7 @@ class QualityReport:
     def _see_movement(self, vertices: np.ndarray, index: int) -> None:
         now = self._now
         points = np.stack([mark(vertices) for mark in (self._marks.head, *self._marks.hands)])
-        if index >= 3:
+        if index - now.first[0] >= 3:
             third = points - 3 * now.places[0] + 3 * now.places[1] - now.places[2]
             for name, jerk in zip(("head", "left", "right"), np.linalg.norm(third, axis=1), strict=True):
                 self._parts[name].add(np.array([jerk * self._fps**3]))
@@ -176,7 +184,7 @@ class QualityReport:
         now = self._now
         small = frame[self._rows][:, self._columns] @ LUMA
         person = self._covered(vertices)
-        if index:
+        if index > now.first[0]:
             difference = np.abs(small - now.small)
             cells = np.arange(SMALL) * CELLS // SMALL
             background = ~(person | now.person)[cells][:, cells]
@@ -189,7 +197,7 @@ class QualityReport:
         """How the change before this one stands out from its neighbours."""
         now = self._now
         middle, before = now.changes
-        if index >= 3:
+        if index - now.first[0] >= 3:
             usual = (before + change) / 2
             kind = "border" if index - 1 in self._borders else "inside"
             self._parts[kind].add(np.array([(middle + 0.05) / (usual + 0.05)]))
@@ -210,10 +218,7 @@ class QualityReport:
         return filled[1:-1, 1:-1]
 
     def _see_head(self, vertices: np.ndarray, index: int) -> None:
-        now = self._now
-        x, y, side = head_squares(self._body, vertices[None], self._camera)[0]
-        size = (self._camera.width, self._camera.height)
-        inside = all(side / 2 <= middle <= length - side / 2 for middle, length in zip((x, y), size, strict=True))
+        now, inside = self._now, self._marks.head_inside(vertices)
         now.faces += (inside, inside and self._face_pass)
         if self._marks.hidden_hands(vertices) > HAND_SHARE:
             remember(now.clipped, now.clipped_frames, index)
@@ -229,7 +234,11 @@ class QualityReport:
             asdict(replace(check, value=None if check.value is None else round(check.value, 3))) for check in checks
         ]
         lines = [line | {"at": list(line["at"])} for line in lines]
-        return {"version": VERSION, "verdict": verdict, "frames": int(self._now.frames[0]), "checks": lines}
+        return {"version": VERSION, "verdict": verdict, "frames": self._seen, "checks": lines}
+
+    @property
+    def _seen(self) -> int:
+        return max(int(self._now.frames[0] - self._now.first[0]), 1)
 
     def _seconds(self, frames: np.ndarray, count: int) -> tuple[float, ...]:
         return tuple(round(float(frame) / self._fps, 2) for frame in frames[: min(count, len(frames))])
@@ -240,7 +249,7 @@ class QualityReport:
             return not_measured(check, "The video is silent.")
         late, agreement = self._parts["sound"].best()
         shift, drawn = self._parts["drawn"].best()
-        if min(self._now.lip_frames[0], self._now.frames[0] - 1) < LEAST["speech"] or agreement < AGREEMENT:
+        if self._now.lip_frames[0] < LEAST["speech"] or agreement < AGREEMENT:
             return not_measured(check, "Mouth and loudness do not follow each other enough to be compared.")
         offset = late + (shift if drawn > DRAWN else 0.0)
         side = "behind" if offset > 0 else "ahead of"
@@ -312,7 +321,7 @@ class QualityReport:
 
     def _faces(self) -> Check:
         now, check = self._now, Check("face_pass", "Face pass", None, "share of frames", FACE_SHARE, "", "")
-        share = now.faces / max(int(now.frames[0]), 1)
+        share = now.faces / self._seen
         if not self._face_pass:
             return not_measured(check, "The face pass was off: the presets `standard` and `best` have it.")
         bad = "The head leaves the picture: lower the gesture energy or choose another seed."
@@ -329,7 +338,7 @@ class QualityReport:
 
     def _hands(self) -> Check:
         check = Check("hands", "Hands in the picture", None, "share of frames", HANDS_CLIPPED, "", "")
-        share = float(self._now.clipped[0] / max(int(self._now.frames[0]), 1))
+        share = float(self._now.clipped[0] / self._seen)
         at = self._seconds(self._now.clipped_frames, int(self._now.clipped[0])) if share > HANDS_CLIPPED else ()
         bad = f"Hands are cut off by the picture's edge, first at {listed(at[:1])}: lower the gesture energy."
         return replace(judge(check, share <= HANDS_CLIPPED, share, "Hands stay in the picture.", bad), at=at)
@@ -395,11 +404,13 @@ def window_borders(options: Preset, frames: int) -> set[int]:
     return {border for window in windows for border in (window.start, window.stop)} - {0, frames}
 
 
-def as_text(report: dict) -> str:
-    """The report for a terminal, one check a line."""
+def as_text(report: dict, brief: bool = False) -> str:
+    """The report for a terminal, one check a line; brief: only those that deserve a look."""
     marks = {GOOD: "ok  ", LOOK: "LOOK", NOT_MEASURED: " -  "}
     lines = [f"Quality: {report['verdict']}"]
     for check in report["checks"]:
+        if brief and check["verdict"] != LOOK:
+            continue
         lines.append(f"{marks[check['verdict']]}  {check['name']:22} {figure(check):24} {check['sentence']}".rstrip())
     return "\n".join(lines)
 
