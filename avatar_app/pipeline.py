@@ -17,6 +17,7 @@ import numpy as np
 
 from avatar_app.anchors import Anchor, Preset, anchor_folders, list_anchors, load_anchor
 from avatar_app.estimate import remember
+from avatar_app.evaluation.report import QualityReport
 from avatar_app.files import unfinished
 from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
@@ -40,7 +41,8 @@ class Cancelled(Exception):
 
 @dataclass(frozen=True)
 class RenderResult:
-    """A finished video. timings: seconds spent in each stage by this run, and "total". id: of the video, for ever."""
+    """A finished video. timings: seconds spent in each stage by this run, and "total". id: of the video, for ever.
+    report: what `QualityReport.finish` says."""
 
     path: Path
     sidecar: Path
@@ -49,6 +51,7 @@ class RenderResult:
     duration: float
     timings: dict[str, float]
     id: str
+    report: dict
 
 
 def render(
@@ -109,6 +112,10 @@ def render(
 
         with Pieces(folder, fps, (camera.width, camera.height), len(motion), settings.crf) as video:
             begin = video.frames
+            watch = QualityReport(
+                presenter, None if preview else options, recording, len(motion), kept.keep, video.length
+            )
+            watch.resume(begin, kept.kept(begin) if begin else None)
             report("frames", begin, len(motion))
             if begin == len(motion):  # killed between the last frame and the end
                 pictures = iter(())
@@ -116,7 +123,9 @@ def render(
                 pictures = preview_frames(presenter, motion, begin, clock)
             else:
                 pictures = presenter_frames(presenter, motion, begin, options, settings.seed, device, clock, kept)
-            for frames, _vertices in pictures:
+            for frames, vertices in pictures:
+                with clock("report"):
+                    watch.observe(frames, vertices)
                 with clock("video"):
                     video.write(frames)
                 report("frames", video.frames, len(motion))
@@ -130,11 +139,14 @@ def render(
         "id": kept.id,
         **made_of,
         "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
+        "quality": watch.finish(),
         "timings_s": timings,
         "resumed_at_frame": begin,
         "peak_memory_mb": peak_memory(),
     }
-    return RenderResult(out, write_sidecar(out, facts), len(motion), fps, len(motion) / fps, timings, kept.id)
+    return RenderResult(
+        out, write_sidecar(out, facts), len(motion), fps, len(motion) / fps, timings, kept.id, facts["quality"]
+    )
 
 
 def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, device: str = "cpu") -> Motion:
