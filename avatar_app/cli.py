@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         render.add_argument(f"--{name}", type=kind, help="overrides the anchor's preset")
     render.add_argument("--face", action=argparse.BooleanOptionalAction, default=None, help="repaint the face or not")
     render.add_argument("--crf", type=int, help="H.264 quality, 0..40, default 18")
+    render.add_argument("--commercial-safe", action="store_true", default=None, help="refuse non-commercial parts")
     render.add_argument("--settings", metavar="FILE.json", help="start from these settings or a video's side-car")
     render.add_argument("--device", help="torch device, default: the GPU when there is one")
     other = render.add_mutually_exclusive_group()
@@ -157,6 +158,7 @@ def _render(options: argparse.Namespace) -> None:
     settings = RenderSettings.load(options.settings) if options.settings else RenderSettings()
     names = ("anchor", "preset", "seed", "gesture_energy", "style", "motion_model", "lips", "steps", "guidance")
     names += ("condition_scale", "window", "overlap", "face", "crf")
+    names += ("commercial_safe",)
     settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
     if options.takes < 1:
         raise InputError(f"At least one take is needed, not {options.takes}.")
@@ -172,6 +174,7 @@ def _render(options: argparse.Namespace) -> None:
 
 
 def _video(options: argparse.Namespace, settings: RenderSettings, suffix: str) -> None:
+    from avatar_app.evaluation.report import as_text
     from avatar_app.pipeline import render
 
     result = render(
@@ -184,6 +187,7 @@ def _video(options: argparse.Namespace, settings: RenderSettings, suffix: str) -
         device=options.device,
     )
     print(f"{result.path}  ({result.duration:.1f} s of video in {result.timings['total']:.1f} s)")
+    print(as_text(result.report, brief=True), file=sys.stderr)
 
 
 def _motion_file(options: argparse.Namespace, settings: RenderSettings) -> Motion:

@@ -19,6 +19,7 @@ from avatar_app.anchors import Anchor, Preset, anchor_folders, list_anchors, loa
 from avatar_app.estimate import remember
 from avatar_app.evaluation.report import QualityReport
 from avatar_app.files import unfinished
+from avatar_app.licences import require_commercial
 from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
 from avatar_app.sidecar import ingredients, peak_memory, write_sidecar
@@ -94,6 +95,7 @@ def render(
         report("anchor", 0, 1)
         presenter = choose_anchor(settings.anchor)
         require_consent(presenter, "render")
+        require_commercial(settings, presenter, motion)
         options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
         if motion is None:

@@ -41,6 +41,7 @@ class RenderSettings:
     lips: of a TalkSHOW motion model: "official", or "bundled" for anchors that only know our face units.
     steps, guidance, condition_scale, window, overlap, face: override the preset of the anchor; None = the preset's.
     crf: H.264 quality, 0 (lossless) to 40; 18 is visually transparent.
+    commercial_safe: refuse parts whose licence is not known to allow commercial use (see LICENSES.md).
     """
 
     anchor: str | None = None
@@ -57,6 +58,7 @@ class RenderSettings:
     overlap: int | None = None
     face: bool | None = None
     crf: int = 18
+    commercial_safe: bool = False
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -71,6 +73,8 @@ class RenderSettings:
             raise InputError(f"Unknown lips {self.lips!r}: please choose one of {', '.join(LIPS)}.")
         if self.face not in (None, True, False):
             raise InputError(f"Setting 'face' must be true, false or empty, not {self.face!r}.")
+        if self.commercial_safe not in (True, False):
+            raise InputError(f"Setting 'commercial_safe' must be true or false, not {self.commercial_safe!r}.")
         for name, (kind, low, high) in _RANGES.items():
             object.__setattr__(self, name, _number(name, getattr(self, name), kind, low, high))
         if self.window is not None and self.overlap is not None and self.overlap >= self.window:
