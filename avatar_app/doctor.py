@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from avatar_app.licences import components
+
 ROOT = Path(__file__).parents[1]
 SET_UP = "any sub-command sets it up, e.g. `python3 launch.py anchors list`"
 NEEDED_DISK, NEEDED_MEMORY = 4, 4  # GB: environment and temporary files; peak of a render
@@ -38,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{marks[finding.state]}  {finding.subject:22} {finding.fact}")
         if finding.mend and finding.state != "ok":
             print(f"{'':29}-> {finding.mend}")
+    print("\nLicences (see LICENSES.md; * not for commercial work, or not known to be)")
+    for part in components(_anchor_folders()):
+        print(f"   {' ' if part.commercial else '*'}  {part.name:22} {part.licence}")
     missing = sum(finding.state == "missing" for finding in findings)
     print(f"\n{missing} to mend." if missing else "\nReady.")
     return 1 if missing else 0
@@ -54,6 +59,11 @@ def examine() -> Iterator[Finding]:
     yield _disk()
     yield from _bundled()
     yield from _own()
+
+
+def _anchor_folders() -> list[Path]:
+    own = os.environ.get("AVATAR_APP_ANCHORS")
+    return [ROOT / "checkpoints" / "anchors", *([Path(own).expanduser()] if own else [])]
 
 
 def _python() -> Finding:

@@ -50,8 +50,8 @@ PARTS = {
     "SMPL-X model": ("checkpoints/body/SMPLX_NEUTRAL_2020.npz", RESEARCH_ONLY),
 }
 COMMERCIAL = {
-    "0bsd", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "isc", "mit",
-    "own", "unlicense",
+    "0bsd", "apache-2.0", "bsd-2-clause", "bsd-3-clause", "bsl-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "isc",
+    "mit", "own", "unlicense",
 }  # fmt: skip
 OWN_MOTION = ("avatar_app ",)  # how the generators of motion begin whose weights are bundled
 
