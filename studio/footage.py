@@ -91,7 +91,15 @@ def rig_of(name: str, scene) -> Body:
     """The reduced body that the anchor ships."""
     from studio.anchor_rig import anchor_body
 
-    return anchor_body(shared_rig(), person_of(name), scene.outfit, scene.scalp, scene.strands, scene.presenter.resting)
+    body = anchor_body(shared_rig(), person_of(name), scene.outfit, scene.scalp, scene.strands, scene.presenter.resting)
+    return above_desk(body, scene.camera, scene.desk_edge) if scene.desk else body
+
+
+def above_desk(body: Body, camera: Camera, edge: np.ndarray) -> Body:
+    """Without the triangles that the desk's front edge, a point (3,) of which is `edge`, hides from the camera."""
+    line = camera.project(edge[None])[0, 1]
+    seen = camera.project(body.vertices[body.faces].mean(1))[:, 1] < line
+    return replace(body, faces=body.faces[seen], part=body.part[seen], face_uv=body.face_uv[seen])
 
 
 def main() -> None:

@@ -506,6 +506,7 @@ class PresenterScene:
         kit = self._kit()
         self.desk = stages.desk(kit) if self.stage.desk else []
         self.desk_height = self.neck_y + stages.DESK_HEIGHT
+        self.desk_edge = self.joints[12] + (0, stages.DESK_HEIGHT, stages.DESK_EDGE)
         self._light(kit)
 
     # -- use
