@@ -87,19 +87,24 @@ def open_studio(name: str, out: Path, size: int, samples: int):
     return PresenterScene(presenter, body, camera, out / "stage.exr", RenderQuality(samples=samples)), body
 
 
-def rig_of(name: str, scene) -> Body:
-    """The reduced body that the anchor ships."""
+def rig_of(name: str, scene, motion: Motion) -> Body:
+    """The reduced body that the anchor ships; `motion` tells what of it the desk hides."""
     from studio.anchor_rig import anchor_body
 
     body = anchor_body(shared_rig(), person_of(name), scene.outfit, scene.scalp, scene.strands, scene.presenter.resting)
-    return above_desk(body, scene.camera, scene.desk_edge) if scene.desk else body
+    return above_desk(body, scene.camera, scene.desk_edge, motion) if scene.desk else body
 
 
-def above_desk(body: Body, camera: Camera, edge: np.ndarray) -> Body:
-    """Without the triangles that the desk's front edge, a point (3,) of which is `edge`, hides from the camera."""
-    line = camera.project(edge[None])[0, 1]
-    seen = camera.project(body.vertices[body.faces].mean(1))[:, 1] < line
-    return replace(body, faces=body.faces[seen], part=body.part[seen], face_uv=body.face_uv[seen])
+def above_desk(body: Body, camera: Camera, edge: np.ndarray, motion: Motion) -> Body:
+    """Clothes cut off where the desk mostly hides them; `edge` (3,) is a point of its front edge."""
+    line, chosen = camera.project(edge[None])[0, 1], np.linspace(0, len(motion) - 1, 40).astype(int)
+    seen = [camera.project(body.pose(motion[n : n + 1]).vertices[0]) for n in chosen]
+    row, depth = np.median(seen, 0)[:, 1:].T
+    too_low = np.maximum(row - line, 0)
+    vertices = body.vertices + np.outer(too_low * depth / camera.focal, (0, 1, 0)).astype(np.float32)
+    kept = (too_low[body.faces] == 0).any(1)
+    faces, part, face_uv = body.faces[kept], body.part[kept], body.face_uv[kept]
+    return replace(body, vertices=vertices, faces=faces, part=part, face_uv=face_uv)
 
 
 def main() -> None:
@@ -116,17 +121,16 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8)
     arguments = parser.parse_args()
 
-    out = arguments.out
+    out, motion = arguments.out, Motion.load(arguments.motion)
     scene, body = open_studio(arguments.presenter, out, arguments.size, arguments.samples)
     if not (out / "body.safetensors").exists():
-        rig_of(arguments.presenter, scene).save(out / "body.safetensors")
+        rig_of(arguments.presenter, scene, motion).save(out / "body.safetensors")
         (out / "camera.json").write_text(json.dumps(scene.camera.to_dict()))
     if not (out / "plate.png").exists():
         scene.set_camera(scene.camera)
         scene.set_person_visible(False)
         scene.render(str(out / "plate.png"))
         scene.set_person_visible(True)
-    motion = Motion.load(arguments.motion)
     frames = list(range(arguments.first, len(motion), arguments.every))[: arguments.limit]
     film(scene, body, motion, frames, out / arguments.set, arguments.face)
 

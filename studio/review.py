@@ -95,12 +95,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     scene, body = open_studio(arguments.presenter, arguments.out, 512, arguments.samples)
-    rig = rig_of(arguments.presenter, scene) if arguments.align else None
     for name in arguments.only.split(","):
         joints, units, jaw, gaze, what = STILLS[name]
         motion = still(joints, units, jaw, gaze)
         posed = posed_frame(scene, body, motion, 0)
-        if rig is not None:
+        if arguments.align:
+            rig = rig_of(arguments.presenter, scene, motion)
             print(name, "IoU", round(silhouettes(scene, rig, motion, posed, arguments.out, name), 4), flush=True)
             continue
         framed = view(what, scene.camera, posed.vertices[0], posed.joints[0], arguments.size, scene.head)
