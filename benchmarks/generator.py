@@ -228,12 +228,14 @@ def cost(length: int = 24) -> None:
 
 def evaluations(anchor: Anchor, preset: Preset, length: int) -> int:
     generator, counted = FrameGenerator(anchor, preset), 0
+    predict = generator._painter.predict
 
-    def count(network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def count(latents: Tensor, *arguments) -> Tensor:
         nonlocal counted
-        counted += len(inputs[0])
+        counted += len(latents)
+        return predict(latents, *arguments)
 
-    generator._painter.networks.unet.register_forward_pre_hook(count)
+    generator._painter.predict = count
     maps = np.zeros((length, anchor.manifest.height, anchor.manifest.width, 10), np.float32)
     for _ in generator.frames(iter(np.split(maps, length))):
         pass

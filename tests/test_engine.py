@@ -47,7 +47,7 @@ def test_engine_equals_torch(tiny_anchor, maps, crop):
         close(condition.latent, expected.latent)
         close(condition.detail.permute(0, 3, 1, 2), expected.detail)
         close(condition.base.permute(0, 3, 1, 2), expected.base)
-        close(engine.predict(noise, 999, condition), latents)
+        close(engine.predict(noise, 999, condition, 6), latents)
         close(engine.decode(latents, condition), pictures)
 
 

@@ -108,20 +108,18 @@ class EngineNetworks:
 
     def _encode(self, maps: np.ndarray, place: np.ndarray) -> tuple[np.ndarray, ...]:
         height, width = maps.shape[:2]
-        features = self._scratch((1, height, width, self._features))
         base = np.empty((height, width, 3), np.float32)
-        condition_features(maps, place, self._texture, self._plate, base, features[0])
-        latent, detail = self._run("encoder", features)
+        encoder = self._graph("encoder", (1, height, width, self._features))
+        condition_features(maps, place, self._texture, self._plate, base, encoder.inputs[0][0])
+        latent, detail = encoder.run()
         return latent[0], detail[0], base
 
-    def predict(self, latents: Tensor, timestep: Tensor | int, condition: Condition) -> Tensor:
-        """Noisy latents (N, z, h, w) at `timestep` (int or (N,)) -> predicted clean latents."""
+    def predict(self, latents: Tensor, timestep: Tensor | int, condition: Condition, window: int) -> Tensor:
+        """Noisy latents (N, z, h, w) of windows of `window` frames at `timestep` (int or (N,)) -> clean latents."""
         steps = torch.as_tensor(timestep).to(torch.int64).expand(len(latents)).numpy()
-        inputs = latents.numpy(), steps, condition.latent.numpy()
-        if self._together:
-            return torch.from_numpy(self._run("unet", *inputs)[0])
-        single = ([part[n : n + 1] for n in range(len(part))] for part in inputs)
-        return torch.from_numpy(np.concatenate(each(lambda *frame: self._run("unet", *frame)[0], *single)))
+        inputs, size = (latents.numpy(), steps, condition.latent.numpy()), window if self._together else 1
+        parts = ([part[n : n + size] for n in range(0, len(part), size)] for part in inputs)
+        return torch.from_numpy(np.concatenate(each(lambda *part: self._run("unet", *part)[0], *parts)))
 
     def decode(self, latents: Tensor, condition: Condition) -> Tensor:
         """Clean latents -> pictures (N, 3, H, W), about [-1, 1], channels-last in memory."""
@@ -132,24 +130,22 @@ class EngineNetworks:
         pictures = each(work, latents.numpy(), condition.detail.numpy(), condition.base.numpy())
         return _stack(pictures).permute(0, 3, 1, 2)
 
-    def _scratch(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A buffer that this thread uses again and again."""
-        buffers = self._local.__dict__.setdefault("buffers", {})
-        if shape not in buffers:
-            buffers[shape] = np.empty(shape, np.float32)
-        return buffers[shape]
-
     def _run(self, name: str, *inputs: np.ndarray) -> list[np.ndarray]:
-        """One graph on arrays of any shapes it has been or can be compiled for."""
-        inputs = [np.ascontiguousarray(value) for value in inputs]
-        key = (name, *(value.shape for value in inputs))
-        requests = self._local.__dict__.setdefault("requests", {})
-        if key not in requests:
+        """One graph on arrays of any shapes that it can be compiled for."""
+        graph = self._graph(name, *(value.shape for value in inputs))
+        for place, value in zip(graph.inputs, inputs, strict=True):
+            np.copyto(place, value)
+        return graph.run()
+
+    def _graph(self, name: str, *shapes: tuple[int, ...]) -> _Graph:
+        """This thread's instance of a graph for inputs of fixed shapes."""
+        mine, key = self._local.__dict__, (name, *shapes)
+        if key not in mine:
             with self._lock:
                 if key not in self._compiled:
                     self._compiled[key] = self._compile(key)
-                requests[key] = self._compiled[key].create_infer_request()
-        return list(requests[key].infer(inputs, share_inputs=True).values())
+            mine[key] = _Graph(self._compiled[key])
+        return mine[key]
 
     def _compile(self, key: tuple):
         """For fixed shapes. The UNet runs once a window, beside the frames' stages; these run on all cores at once."""
@@ -164,6 +160,24 @@ class EngineNetworks:
             "ENABLE_CPU_PINNING": False,
         }
         return _core().compile_model(model, "CPU", options)
+
+
+class _Graph:
+    """One thread's way to run a compiled model, with input arrays of its own."""
+
+    def __init__(self, compiled):
+        from openvino import Tensor as Memory
+
+        self._request = compiled.create_infer_request()
+        self.inputs = [np.empty(tuple(port.shape), port.element_type.to_dtype()) for port in compiled.inputs]
+        self._memory = [Memory(array, shared_memory=True) for array in self.inputs]
+        for number, memory in enumerate(self._memory):
+            self._request.set_input_tensor(number, memory)
+        self._outputs = range(len(compiled.outputs))
+
+    def run(self) -> list[np.ndarray]:
+        self._request.infer()
+        return [self._request.get_output_tensor(number).data.copy() for number in self._outputs]
 
 
 @cache

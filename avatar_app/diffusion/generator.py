@@ -40,7 +40,7 @@ from avatar_app.stages import ahead
 from talkshow_bridge.errors import InputError
 
 BATCH = 4  # frames that are encoded or, where frames do not see each other, predicted at a time
-LOOKAHEAD = 4  # batches that the CPU engine encodes while the UNet is at work
+LOOKAHEAD = 3  # batches that the CPU engine encodes while the UNet is at work
 FINISHED = 2  # batches of frames that it finishes before they are asked for
 NATIVE_SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -332,15 +332,20 @@ class NativePainter:
         self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...], window: int | None = None
     ) -> Tensor:
         """latents (k * n, z, h, w) of windows of n = `window` frames (None: of one), timestep () or (k * n,)."""
-        if self.coupling:
-            self.coupling.state.frames = window or len(latents)
-            self.coupling.state.latent_size = latents.shape[-2:]
-        latents, condition = latents.to(self.dtype), Condition(*condition)
-        conditional = self.networks.predict(latents, timestep, condition)
+        frames, latents, condition = window or len(latents), latents.to(self.dtype), Condition(*condition)
+        conditional = self._predict(latents, timestep, condition, frames)
         if self.options.guidance <= 1:
             return conditional
-        unconditional = self.networks.predict(latents, timestep, condition.dropped())
+        unconditional = self._predict(latents, timestep, condition.dropped(), frames)
         return guide(unconditional, conditional, self.options.guidance)
+
+    def _predict(self, latents: Tensor, timestep: Tensor, condition: Condition, window: int) -> Tensor:
+        if self._engine:
+            return self.networks.predict(latents, timestep, condition, window)
+        if self.coupling:
+            self.coupling.state.frames = window
+            self.coupling.state.latent_size = latents.shape[-2:]
+        return self.networks.predict(latents, timestep, condition)
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         return to_bytes_range(self.networks.decode(latents.to(self.dtype), Condition(*condition)))
