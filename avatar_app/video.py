@@ -220,6 +220,15 @@ def run_ffmpeg(sink) -> None:
             raise VideoError(f"The video could not be written: {_last_words(log) or f'status {status.returncode}'}")
 
 
+def write_thumbnail(video: Path, path: Path, seconds: float, width: int = 320) -> None:
+    """The picture at a time of a video as a small JPEG."""
+    import ffmpeg
+
+    with unfinished(path) as temporary:
+        picture = ffmpeg.input(f"file:{video}", ss=seconds)["v:0"].filter("scale", width, -2)
+        run_ffmpeg(picture.output(f"file:{temporary}", vframes=1, format="image2", vcodec="mjpeg", qscale=4))
+
+
 def _compiled(sink) -> list[str]:
     return (
         sink.global_args("-hide_banner", "-nostats", "-loglevel", "warning").overwrite_output().compile(ffmpeg_path())

@@ -8,5 +8,6 @@ with Workers(jobs):
 
 from avatar_app.jobs.housekeeping import Limits
 from avatar_app.jobs.store import Job, Jobs
+from avatar_app.jobs.supervisor import Workers
 
-__all__ = ["Job", "Jobs", "Limits"]
+__all__ = ["Job", "Jobs", "Limits", "Workers"]

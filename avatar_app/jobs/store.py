@@ -35,7 +35,8 @@ STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "cancelled")
 LANES: dict[str, tuple[Kind, ...]] = {"video": ("video",), "quick": ("preview", "motion")}
 
 HOME = Path(__file__).parents[2] / "work" / "jobs"
-WORK, VIDEO, SIDECAR, THUMBNAIL, MOTION = "work", "video.mp4", "video.json", "thumbnail.jpg", "motion.npz"
+WORK, VIDEO, SIDECAR, THUMBNAIL = "work", "video.mp4", "video.json", "thumbnail.jpg"
+MOTION, GIVEN_MOTION = "motion.npz", "given-motion.npz"
 LEASE = 10.0  # s without a heartbeat after which a running job is given to another worker
 BUSY = 30.0  # s to wait for another process's transaction
 NO_ROOM = "The disk is full: please delete old videos or make room, then try again."
@@ -146,7 +147,7 @@ class Jobs:
             if copy:
                 shutil.copyfile(speech, folder / copy)
             if motion is not None:
-                shutil.copyfile(motion, folder / MOTION)
+                shutil.copyfile(motion, folder / GIVEN_MOTION)
             self._enter(
                 id=id,
                 owner=owner,
@@ -361,7 +362,9 @@ class Jobs:
         left = None
         if state in ("queued", "running"):
             left = _seconds_left(row) + sum(map(_seconds_left, ahead))
-        there = {name: path if (path := folder / name).exists() else None for name in (THUMBNAIL, MOTION)}
+        motion, given, thumbnail = (
+            path if (path := folder / name).exists() else None for name in (MOTION, GIVEN_MOTION, THUMBNAIL)
+        )
         done = state == "done" and row["kind"] != "motion"
         return Job(
             **{name: row[name] for name in _PLAIN},
@@ -372,8 +375,8 @@ class Jobs:
             speech=folder / row["speech"] if row["speech"] else None,
             video=folder / VIDEO if done else None,
             sidecar=folder / SIDECAR if done else None,
-            thumbnail=there[THUMBNAIL],
-            motion=there[MOTION],
+            thumbnail=thumbnail,
+            motion=motion or given,
             segments=tuple(sorted((folder / WORK).glob("piece-*.mp4"))),
         )
 
