@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avatar_app import cli_motion, cli_trust
+from avatar_app import cli_anchors, cli_motion, cli_trust
 from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
 
-    anchors = commands.add_parser("anchors", help="list, import, export or verify presenters")
+    anchors = commands.add_parser("anchors", help="list, import, export, verify or train presenters")
     actions = anchors.add_subparsers(metavar="action", required=True, parser_class=_Parser)
     actions.add_parser("list", help="what is installed").set_defaults(run=_anchors_list)
     action = actions.add_parser("import", help="install an anchor package or a Make-Your-Anchor checkpoint")
@@ -128,17 +128,23 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument("anchor", nargs="*", help="default: all")
     action.set_defaults(run=_anchors_verify)
     cli_trust.add_consent_command(actions)
+    cli_anchors.add_training_commands(actions)
 
     motion = commands.add_parser("motion", help="motion models and files")
     cli_motion.add_motion_commands(motion, _Parser)
 
-    bench = commands.add_parser("bench", help="times and memory of renders, or the quality of motions")
-    bench.add_argument("what", nargs="?", choices=("render", "motion"), default="render", help="default: render")
+    bench = commands.add_parser("bench", help="times and memory of renders, or the quality of motions and anchors")
+    bench.add_argument(
+        "what", nargs="?", choices=("render", "motion", "anchors"), default="render", help="default: render"
+    )
+    bench.add_argument("name", nargs="?", help="anchors: which one, default: all that bring a held-out clip")
+    bench.add_argument("footage", nargs="?", help="anchors: a footage folder, default: the clip in the package")
     render = bench.add_argument_group("render: times, shares and memory on this machine")
     render.add_argument("--anchor")
     render.add_argument("--seconds", type=float, default=10.0, help="length of the speech, default 10")
     render.add_argument("--runs", default="preview,draft,standard", help="comma-separated, default %(default)s")
     cli_motion.add_bench_options(bench.add_argument_group("motion: lips and gestures in numbers, as Markdown"))
+    cli_anchors.add_bench_options(bench.add_argument_group("anchors: pictures against a held-out clip, as Markdown"))
     bench.set_defaults(run=_bench)
 
     commands.add_parser("doctor", help="what is present or missing, and how to mend it").set_defaults(run=_doctor)
@@ -273,8 +279,12 @@ def _anchors_verify(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from avatar_app.bench import bench
 
+    if options.name and options.what != "anchors":
+        raise InputError(f"`bench {options.what}` takes options only, not {options.name!r}.")
     if options.what == "motion":
         return cli_motion.bench_motion(options)
+    if options.what == "anchors":
+        return cli_anchors.bench_anchors(options)
     bench(options.anchor, options.seconds, options.runs.split(","))
 
 
