@@ -1,0 +1,96 @@
+"""An anchor package from networks that `avatar_app.training.paper` trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
+
+from avatar_app.anchors import Anchor, load_anchor, seal_anchor
+from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
+from avatar_app.import_original import open_network, open_scheduler, open_stage, write_network
+from avatar_app.training.dataset import Footage
+from avatar_app.training.paper import GUIDANCE, Base
+from avatar_app.training.paper_data import Look, Part, View, reference_photo
+from avatar_app.trust.consent import Consent, require_consent
+from talkshow_bridge.errors import InputError
+
+_STANDARD = {"steps": 12, "scheduler": "dpm++", "guidance": GUIDANCE}
+_DRAFT = {"steps": 8, "scheduler": "dpm++", "windows": "shifted", "face": False}
+PRESETS = {"draft": _DRAFT, "standard": _STANDARD, "best": {"steps": 20, "guidance": GUIDANCE}}
+
+
+def package_paper(
+    footage_folder: Path, trained: dict[Part, Path], base: Base, out: Path, facts: dict, half: bool = True
+) -> Anchor:
+    """Networks as `train_paper` returns them -> the sealed package `out`, whose name is the anchor's id.
+
+    facts: name, licence, consent (`Consent` as a dict), description. half: keep weights in 16 bits. The prompt is the
+    tokens of the picture whose head is most upright and in the middle, which is the thumbnail too. An existing package
+    is replaced when the new one is complete. Raises InputError."""
+    require_consent(Consent.model_validate(facts["consent"]), "train")
+    if "body" not in trained:
+        raise InputError("An anchor needs networks of the body; those of the head alone make none.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".package-", dir=out.parent) as temporary:
+        folder = Path(temporary) / out.name
+        folder.mkdir()
+        manifest = _assemble(Footage(footage_folder, "train"), footage_folder, trained, base, folder, half)
+        seal_anchor(folder, {"id": out.name, **manifest, **facts})
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(folder, out)
+    return load_anchor(out, verify=False)
+
+
+def _assemble(footage: Footage, source: Path, trained: dict[Part, Path], base: Base, folder: Path, half: bool) -> dict:
+    """Write all files but the manifest, which is returned without id and facts."""
+    dtype = torch.float16 if half else torch.float32
+    histories = {part: json.loads((path.parent / "training.json").read_text()) for part, path in trained.items()}
+    looks = {part: Look(**history["look"]) for part, history in histories.items()}
+    size, shown = looks["body"].size, most_upright(footage)
+    open_scheduler(base.folder).save_pretrained(folder / "scheduler")
+    autoencoder = open_network(AutoencoderKL, base.folder / "vae")
+    write_network(autoencoder, folder / "vae", dtype)
+    if "head" in trained and base.inpainting:
+        write_network(open_network(AutoencoderKL, base.inpainting / "vae"), folder / "face" / "vae", dtype)
+    for part, path in trained.items():
+        name = "face" if part == "head" else "body"
+        for kind, network in open_stage(path, name, autoencoder.config.latent_channels).items():
+            write_network(network, folder / name / kind, dtype)
+        photo = reference_photo(View(footage, looks[part])(shown)[0], looks[part])
+        tokens = {
+            "prompt": picture_tokens(base.encoder, photo),
+            "negative": empty_text_tokens(base.of(part) / "text_encoder"),
+        }
+        save_file({key: value.contiguous() for key, value in tokens.items()}, folder / name / "embeddings.safetensors")
+    Image.fromarray(View(footage, looks["body"])(shown)[0]).save(folder / "thumbnail.jpg", quality=88)
+    manifest = {
+        "kind": "stable-diffusion",
+        "fps": footage.fps,
+        "width": size,
+        "height": size,
+        "expression_space": footage.body.expression_space,
+        "camera": footage.whole.crop(0, 0, footage.size, size).to_dict(),
+        "condition": looks["body"].condition,
+        "cross_frame_attention": True,
+        "face": {"resolution": looks["head"].size, "guidance": GUIDANCE} if "head" in trained else None,
+        "presets": PRESETS,
+        "extra": {part: {k: v for k, v in history.items() if k != "history"} for part, history in histories.items()},
+    }
+    if (source / "body.json").exists():
+        return manifest | {"body": json.loads((source / "body.json").read_text(encoding="utf-8"))}
+    shutil.copy(source / "body.safetensors", folder / "body.safetensors")
+    return manifest
+
+
+def most_upright(footage: Footage) -> int:
+    """Number of the picture whose head is most upright and in the middle."""
+    heads = np.array([footage.head[n] for n in range(len(footage))])
+    return int(np.argmin(np.abs(heads - np.median(heads, 0)).sum(1)))
