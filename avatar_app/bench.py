@@ -1,4 +1,8 @@
-"""`launch.py bench`: what a render costs on this machine, each in a process of its own, as a user would start it."""
+"""`launch.py bench`: what a render costs on this machine, each in a process of its own, as a user would start it.
+
+Stages work at the same time, so their shares may exceed 100 %. CPU time tells what an idle machine would need: about
+its share of one core.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ def bench(anchor: str | None, seconds: float, runs: list[str]) -> None:
         speech = Path(folder) / "speech.wav"
         _sample_speech(speech, seconds)
         for run in runs:
-            _measure(run, speech, anchor)
+            _measure(run, speech, seconds, anchor)
 
 
 def sample_files() -> list[Path]:
@@ -39,23 +43,33 @@ def sample_files() -> list[Path]:
     return samples
 
 
-def _measure(run: str, speech: Path, anchor: str | None) -> None:
+def _measure(run: str, speech: Path, seconds: float, anchor: str | None) -> None:
     out = speech.with_name(f"{run}.mp4")
     command = [sys.executable, str(ROOT / "launch.py"), "render", str(speech)]
     command += ["--preview", str(out)] if run == "preview" else ["--preset", run, "--out", str(out)]
     command += ["--anchor", anchor] if anchor else []
-    started = time.perf_counter()
+    started, used = time.perf_counter(), _children_cpu()
     result = subprocess.run(command, capture_output=True, text=True)
-    wall = time.perf_counter() - started
+    wall, used = time.perf_counter() - started, _children_cpu() - used
     if result.returncode == 2:
         raise InputError(result.stderr.strip().splitlines()[-1].removeprefix("avatar_app: "))
     if result.returncode:
         raise RuntimeError(result.stderr.strip())
     facts = json.loads(out.with_suffix(".json").read_text())
-    stages = {name: value for name, value in facts["timings_s"].items() if name != "total"}
-    stages["start and rest"] = max(0.0, wall - sum(stages.values()))
+    stages = dict(facts["timings_s"])
+    stages["start"] = max(0.0, wall - stages.pop("total"))
     shares = ", ".join(f"{name} {value:.1f} s ({value / wall:.0%})" for name, value in stages.items())
-    print(f"{run:9} {wall:6.1f} s in all, peak memory {facts['peak_memory_mb']} MB: {shares}", flush=True)
+    print(
+        f"{run:9} {wall:6.1f} s in all, {wall / seconds:.2f} s per second of video, {used:.1f} s of CPU time, "
+        f"peak memory {facts['peak_memory_mb']} MB: {shares}",
+        flush=True,
+    )
+
+
+def _children_cpu() -> float:
+    """CPU seconds of all processes that this one has waited for."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _sample_speech(path: Path, seconds: float) -> None:

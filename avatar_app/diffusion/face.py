@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
+from avatar_app.diffusion.engine import each
 from avatar_app.diffusion.generator import BATCH, NativePainter, to_frames
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
@@ -57,11 +58,14 @@ class FaceEnhancer:
         result = frames.copy()
         for start in range(0, len(frames), BATCH):
             batch = range(start, min(start + BATCH, len(frames)))
-            maps = np.concatenate([render_conditions(self._body, vertices[[i]], cameras[i]) for i in batch])
+            maps = np.concatenate(each(lambda i: render_conditions(self._body, vertices[[i]], cameras[i]), batch))
             places = np.stack([picture_places(*crops[i], self._resolution, self._camera) for i in batch])
             faces = self._paint(maps, places)
-            for i, picture, conditions in zip(batch, faces, maps, strict=True):
+
+            def put_in(i: int, picture: np.ndarray, conditions: np.ndarray) -> None:
                 blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
+
+            each(put_in, batch, faces, maps)
         return np.concatenate([frames, result], axis=2) if before else result
 
     def skip(self, vertices: np.ndarray) -> None:

@@ -44,9 +44,10 @@ def condition_features(maps, place, texture, plate, base, out):
     """
     height, width = maps.shape[:2]
     whole = place.shape[0] == 0
-    extra = texture.shape[2] - 3
-    masks = 6 + extra
-    last = out.shape[2] - 2
+    normal = texture.shape[2]
+    masks, last = normal + 3, out.shape[2] - 2
+    own_plate = whole and plate.shape[0] == height and plate.shape[1] == width
+    depth = np.empty((height, width), np.float32)
     top, bottom = height, -1
     for y in range(height):
         for x in range(width):
@@ -58,23 +59,50 @@ def condition_features(maps, place, texture, plate, base, out):
             else:
                 pixel[last], pixel[last + 1] = place[y, x, 0], place[y, x, 1]
             part = int(maps[y, x, PART])
+            depth[y, x] = maps[y, x, INVERSE_DEPTH]
             if part == 0:
-                if whole and plate.shape[0] == height and plate.shape[1] == width:
-                    base[y, x] = plate[y, x]
+                if own_plate:
+                    for k in range(3):
+                        base[y, x, k] = plate[y, x, k]
                 else:
                     _sample_border(plate, pixel[last], pixel[last + 1], base[y, x])
             else:
                 top, bottom = min(top, y), max(bottom, y)
                 _sample(texture, maps[y, x, _UV], maps[y, x, _UV + 1], base[y, x], pixel)
                 for k in range(3):
-                    pixel[3 + extra + k] = maps[y, x, _NORMAL + k]
+                    pixel[normal + k] = maps[y, x, _NORMAL + k]
                 pixel[masks + MASK_OF_PART[part]] = 1
             for k in range(3):
                 pixel[k] = base[y, x, k]
-    for y in range(max(top - 1, 0), min(bottom + 2, height)):
+    _soften_outlines(depth, base, max(top - 1, 0), min(bottom + 2, height), out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _soften_outlines(depth, base, top, bottom, out):
+    """Rows top...bottom of the base, smoothed by (1, 2, 1) both ways where depth jumps within 3x3, in base and out."""
+    height, width = depth.shape
+    jump = np.empty(width, np.bool_)
+    for y in range(top, bottom):
+        upper, lower = depth[max(y - 1, 0)], depth[min(y + 1, height - 1)]
         for x in range(width):
-            _soften(maps, base, y, x, out[y, x])
-    for y in range(max(top - 1, 0), min(bottom + 2, height)):
+            left, right = max(x - 1, 0), min(x + 1, width - 1)
+            high = max(upper[left], upper[x], upper[right], lower[left], lower[x], lower[right])
+            low = min(upper[left], upper[x], upper[right], lower[left], lower[x], lower[right])
+            high = max(high, depth[y, left], depth[y, x], depth[y, right])
+            low = min(low, depth[y, left], depth[y, x], depth[y, right])
+            jump[x] = high - low > np.float32(OUTLINE)
+        for x in range(width):
+            if not jump[x]:
+                continue
+            for k in range(3):
+                value = np.float32(0)
+                for dy in range(-1, 2):
+                    row = min(max(y + dy, 0), height - 1)
+                    for dx in range(-1, 2):
+                        column = min(max(x + dx, 0), width - 1)
+                        value += np.float32((2 - abs(dy)) * (2 - abs(dx)) / 16) * base[row, column, k]
+                out[y, x, k] = value
+    for y in range(top, bottom):
         for x in range(width):
             for k in range(3):
                 base[y, x, k] = out[y, x, k]
@@ -119,28 +147,6 @@ def _sample_border(plate, place_x, place_y, base):
         upper = plate[top, left, k] * (1 - fx) + plate[top, right, k] * fx
         lower = plate[bottom, left, k] * (1 - fx) + plate[bottom, right, k] * fx
         base[k] = upper * (1 - fy) + lower * fy
-
-
-@numba.njit(nogil=True, cache=True)
-def _soften(maps, base, y, x, pixel):
-    """The base smoothed by (1, 2, 1) both ways into pixel[:3], where depth jumps within 3x3."""
-    height, width = base.shape[:2]
-    low = high = maps[y, x, INVERSE_DEPTH]
-    for row in range(max(y - 1, 0), min(y + 2, height)):
-        for column in range(max(x - 1, 0), min(x + 2, width)):
-            depth = maps[row, column, INVERSE_DEPTH]
-            low, high = min(low, depth), max(high, depth)
-    if high - low <= np.float32(OUTLINE):
-        return
-    for k in range(3):
-        pixel[k] = 0
-    for dy in range(-1, 2):
-        row = min(max(y + dy, 0), height - 1)
-        for dx in range(-1, 2):
-            column = min(max(x + dx, 0), width - 1)
-            weight = np.float32((2 - abs(dy)) * (2 - abs(dx)) / 16)
-            for k in range(3):
-                pixel[k] += weight * base[row, column, k]
 
 
 @numba.njit(nogil=True, cache=True)
