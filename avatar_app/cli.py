@@ -147,8 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_anchors.add_bench_options(bench.add_argument_group("anchors: pictures against a held-out clip, as Markdown"))
     bench.set_defaults(run=_bench)
 
-    commands.add_parser("doctor", help="what is present or missing, and how to mend it").set_defaults(run=_doctor)
-    commands.add_parser("test", help="run the tests")  # handled by launch.py
+    commands.add_parser("doctor", help="what is present or missing, how to mend it, licences").set_defaults(run=_doctor)
+    commands.add_parser("test", help="run the tests")  # handled by launch.py, as is:
+    commands.add_parser("audit", help="known vulnerabilities of the packages")
     return parser
 
 
