@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Sets avatar_app up on its first start, then runs it: ``python3 launch.py [app|render|test|doctor|anchors|bench]``.
+"""Sets avatar_app up on its first start, then runs it: ``python3 launch.py [app|render|test|audit|doctor|...]``.
 
 Needs nothing but Python: until the virtual environment beside this file exists, only the standard library is used.
 Every later start compares one hash and goes straight on.
@@ -213,6 +213,25 @@ def run_tests(python: Path, arguments: list[str]) -> int:
     return tests or lint
 
 
+def run_audit(python: Path) -> int:
+    """Whether the installed packages fit each other and, asking the package index, have known vulnerabilities.
+
+    Without a network that second part is skipped, and said so; 1 only when something was found."""
+    unfit = subprocess.call([*pip_command(ROOT), "check"], cwd=ROOT)
+    command = [str(python), "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off",
+               "--timeout", "10", "-r", str(ROOT / "requirements.txt")]  # fmt: skip
+    try:
+        audit = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        say("audit: the package index does not answer; vulnerabilities were not looked up.")
+        return unfit
+    if audit.returncode and not audit.stdout.strip():
+        say("audit: the package index cannot be asked; vulnerabilities were not looked up.")
+        return unfit
+    print(audit.stdout.strip() or audit.stderr.strip())
+    return unfit or audit.returncode
+
+
 def become(python: Path, arguments: list[str]) -> int:
     """Re-executes this file with ``python``; on POSIX in this very process, so that signals reach the sub-command."""
     command = [str(python), str(ROOT / "launch.py"), *arguments]
@@ -230,6 +249,8 @@ def main(arguments: list[str]) -> int:
     try:
         if command == "test":
             return run_tests(ensure_environment(ROOT, with_tests=True), arguments[1:])
+        if command == "audit":
+            return run_audit(ensure_environment(ROOT, with_tests=True))
         if command == "doctor":  # never installs anything: it must work when set-up does not
             if not inside and venv_python(ROOT).exists():
                 return become(venv_python(ROOT), arguments)

@@ -80,9 +80,12 @@ def test_first_starts_in_parallel_then_a_quick_one_then_an_update(checkout):
 def test_doctor_needs_no_environment(tmp_path):
     shutil.copy(ROOT / "launch.py", tmp_path)
     shutil.copy(ROOT / "requirements.txt", tmp_path)
-    (tmp_path / "avatar_app").mkdir()
-    for name in ("__init__.py", "doctor.py"):
-        shutil.copy(ROOT / "avatar_app" / name, tmp_path / "avatar_app")
+    for name in ("avatar_app/__init__.py", "avatar_app/doctor.py", "avatar_app/licences.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "talkshow_bridge").mkdir()
+    for name in ("__init__.py", "errors.py"):
+        shutil.copy(ROOT / "talkshow_bridge" / name, tmp_path / "talkshow_bridge")
     report = start(tmp_path, "doctor")
     assert report.returncode == 1, report.err
     assert "not set up yet" in report.out and "to mend." in report.out
@@ -117,3 +120,20 @@ def test_unsupported_python_is_named(monkeypatch):
     monkeypatch.setattr(launch.shutil, "which", lambda name: None)
     with pytest.raises(launch.SetupError, match=r"install Python 3\.10 to 3\.13"):
         launch.base_python()
+
+
+def test_audit_never_fails_for_want_of_a_network(monkeypatch, capsys):
+    """pip_audit's answers: findings on stdout and 1; nothing on stdout and 1 when the index cannot be asked."""
+    said = {"code": 1, "out": ""}
+    monkeypatch.setattr(launch, "pip_command", lambda root: ["pip"])
+    monkeypatch.setattr(launch.subprocess, "call", lambda command, cwd: 0)
+    monkeypatch.setattr(
+        launch.subprocess,
+        "run",
+        lambda command, **options: subprocess.CompletedProcess(command, said["code"], said["out"], "no route"),
+    )
+    assert launch.run_audit(Path(sys.executable)) == 0 and "cannot be asked" in capsys.readouterr().err
+    said["out"] = "Name Version ID Fix"
+    assert launch.run_audit(Path(sys.executable)) == 1 and "Fix" in capsys.readouterr().out
+    said |= {"code": 0, "out": "No known vulnerabilities found"}
+    assert launch.run_audit(Path(sys.executable)) == 0
