@@ -20,7 +20,7 @@ import numpy as np
 
 from avatar_app.mesh.body import Body, Posed
 from avatar_app.mesh.camera import Camera
-from studio.people import PEOPLE, film_body, person_of, shared_rig
+from studio.people import film_body, person_of, presenter_of, shared_rig
 from studio.script import unit_array
 from talkshow_bridge.motion import Motion
 
@@ -77,11 +77,11 @@ def shoot(scene, view: Camera, posed: Posed, path: Path, seed: int = 0) -> None:
 
 
 def open_studio(name: str, out: Path, size: int, samples: int):
-    """The scene of one of PEOPLE and the body that poses it; the set's backdrop is kept in `out`."""
+    """The scene of a presenter and the body that poses it; the set's backdrop is kept in `out`."""
     from studio.presenter import PresenterScene, RenderQuality, presenter_camera
 
     out.mkdir(parents=True, exist_ok=True)
-    presenter = PEOPLE[name]
+    presenter = presenter_of(name)
     body = film_body(person_of(name))
     camera = presenter_camera(body, presenter, size)
     return PresenterScene(presenter, body, camera, out / "stage.exr", RenderQuality(samples=samples)), body
@@ -109,7 +109,7 @@ def above_desk(body: Body, camera: Camera, edge: np.ndarray, motion: Motion) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presenter", choices=list(PEOPLE))
+    parser.add_argument("presenter", help="man, woman, or random:SEED for somebody else")
     parser.add_argument("out", type=Path)
     parser.add_argument("--set", default="train")
     parser.add_argument("motion", type=Path, help="Motion file, for example of studio.script")

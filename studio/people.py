@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -71,6 +71,7 @@ class Presenter:
     hair: str  # a style of studio.hair
     stage: str  # a set of studio.stages
     framing: Framing
+    light: Colour = (1.0, 1.0, 1.0)  # what the lamps on the presenter are multiplied by
     # units of the face when nothing moves it: MakeHuman's neutral face looks tired and a little surprised
     resting: dict[str, float] = field(default_factory=lambda: dict(RESTING))
 
@@ -165,6 +166,89 @@ PEOPLE = {
 }
 
 
+SKINS = ((0.60, 0.345, 0.235), (0.52, 0.280, 0.178), (0.36, 0.185, 0.110), (0.21, 0.098, 0.056), (0.11, 0.050, 0.030))
+HAIRS = ((0.010, 0.006, 0.004), (0.022, 0.0095, 0.0048), (0.075, 0.036, 0.014), (0.27, 0.16, 0.068), (0.24, 0.22, 0.20))
+CLOTHES = (
+    (0.011, 0.015, 0.030), (0.012, 0.012, 0.013), (0.060, 0.058, 0.060), (0.010, 0.075, 0.085), (0.10, 0.012, 0.018),
+    (0.070, 0.045, 0.026), (0.030, 0.060, 0.025),
+)  # fmt: skip
+SHAPES = (
+    "head/head-oval", "head/head-round", "head/head-square", "head/head-scale-vert-incr", "chin/chin-width-incr",
+    "chin/chin-width-decr", "chin/chin-prominent-incr", "nose/nose-scale-horiz-incr", "nose/nose-scale-horiz-decr",
+    "nose/nose-scale-vert-incr", "nose/nose-point-up", "nose/nose-point-down", "mouth/mouth-scale-horiz-incr",
+    "mouth/mouth-lowerlip-volume-incr", "mouth/mouth-upperlip-volume-incr", "neck/neck-scale-horiz-incr",
+    "torso/torso-scale-horiz-incr", "torso/torso-scale-horiz-decr",
+)  # fmt: skip
+
+
+def random_presenter(seed: int) -> Presenter:
+    """Somebody who does not exist: build, face, colours, hair, clothes, set, framing and light drawn by chance.
+
+    For pre-training on many identities; the same seed is the same person."""
+    rng = np.random.default_rng(seed)
+    base = PEOPLE["woman" if rng.random() < 0.5 else "man"]
+    woman = base is PEOPLE["woman"]
+    race = rng.dirichlet((0.7, 0.7, 0.7))
+    targets = dict(base.phenotype.targets) | {
+        name: float(rng.uniform(0.1, 0.5)) for name in rng.choice(SHAPES, 6, replace=False)
+    }
+    phenotype = Phenotype(
+        gender=float(rng.uniform(0.0, 0.12) if woman else rng.uniform(0.88, 1.0)),
+        old=float(rng.uniform(0.0, 0.4)),
+        muscle=float(rng.uniform(-0.3, 0.2)),
+        weight=float(rng.uniform(-0.25, 0.35)),
+        height=float(rng.uniform(-0.2, 0.2)),
+        proportions=float(rng.uniform(0.3, 0.7)),
+        race=(float(race[0]), float(race[1]), float(race[2])),
+        targets=targets,
+    )
+    tone = np.interp(
+        race[0] + 0.25 * race[1] + rng.uniform(-0.1, 0.15), np.linspace(0, 1, len(SKINS)), range(len(SKINS))
+    )
+    skin = np.array([np.interp(tone, range(len(SKINS)), channel) for channel in zip(*SKINS, strict=True)])
+    hair = np.array(HAIRS[rng.integers(2 if race[2] < 0.5 else len(HAIRS))]) * rng.uniform(0.8, 1.2)
+    look = replace(
+        base.look,
+        skin=_colour(skin),
+        hair=_colour(hair),
+        hair_tips=_colour(hair * rng.uniform(1.5, 3.0)),
+        lips=_colour(np.array(base.look.lips) * (0.35 + 0.65 * skin / np.array(SKINS[0]))),
+        beard=0.0 if woman else float(rng.uniform(0.0, 1.0)),
+        blush=float(rng.uniform(0.2, 0.7)),
+    )
+    jacket, tie = (np.array(CLOTHES[number]) for number in rng.choice(len(CLOTHES), 2, replace=False))
+    wear = replace(
+        base.wear,
+        jacket=_colour(jacket * rng.uniform(0.7, 1.5)),
+        shirt=_colour(np.clip(np.array((0.72, 0.72, 0.74)) * rng.uniform(0.6, 1.1, 3), 0, 0.85)),
+        tie=_colour(tie),
+        stripe=_colour(tie * rng.uniform(0.5, 4.0, 3)),
+    )
+    framing = replace(
+        base.framing,
+        middle=(float(rng.uniform(-0.05, 0.05)), base.framing.middle[1]),
+        rise=float(rng.uniform(0.0, 0.15)),
+        distance=base.framing.distance * float(rng.uniform(0.95, 1.08)),
+    )
+    light = rng.uniform(0.75, 1.25) * np.array((1 + rng.uniform(-0.12, 0.12), 1.0, 1 + rng.uniform(-0.12, 0.12)))
+    stage = ("news desk", "bright studio")[rng.integers(2)]
+    return Presenter(phenotype, look, wear, base.hair, stage, framing, _colour(light), base.resting)
+
+
+def _colour(values) -> Colour:
+    return float(values[0]), float(values[1]), float(values[2])
+
+
+def presenter_of(name: str) -> Presenter:
+    """One of PEOPLE, or "random:SEED". Raises ValueError for another name."""
+    if name in PEOPLE:
+        return PEOPLE[name]
+    kind, _, seed = name.partition(":")
+    if kind != "random" or not seed.isdigit():
+        raise ValueError(f"unknown presenter {name!r}: {', '.join(PEOPLE)} or random:SEED")
+    return random_presenter(int(seed))
+
+
 @cache
 def shared_rig() -> Rig:
     """Weights and face units common to everybody."""
@@ -172,8 +256,8 @@ def shared_rig() -> Rig:
 
 
 def person_of(name: str) -> Person:
-    """Rest mesh and joints of one of PEOPLE."""
-    return shared_rig().person(PEOPLE[name].phenotype)
+    """Rest mesh and joints of a presenter."""
+    return shared_rig().person(presenter_of(name).phenotype)
 
 
 def film_body(person: Person) -> Body:

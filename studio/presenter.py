@@ -459,7 +459,8 @@ class PresenterScene:
     def _light(self, kit: stages.Kit) -> None:
         target = (0, 0, self.scalp.eye_y - 0.05 - self.neck_y)
         for lamp in self.stage.lamps:
-            kit.light(lamp.place, target, lamp.size, lamp.power, lamp.colour)
+            colour = tuple(np.multiply(lamp.colour, self.presenter.light))
+            kit.light(lamp.place, target, lamp.size, lamp.power, colour)
 
     def _wide_camera(self) -> Camera:
         whole = self.camera.scaled(BACKDROP_ZOOM)

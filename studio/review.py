@@ -16,7 +16,6 @@ from avatar_app.mesh.body import Body, Posed
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, render_conditions
 from studio.footage import open_studio, posed_frame, rig_of, shoot
-from studio.people import PEOPLE
 from studio.script import BODY_JOINTS, VISEMES, unit_array
 from talkshow_bridge.motion import Motion
 
@@ -86,7 +85,7 @@ def silhouettes(scene, rig: Body, motion: Motion, posed: Posed, folder: Path, na
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("presenter", choices=list(PEOPLE))
+    parser.add_argument("presenter", help="man, woman, or random:SEED for somebody else")
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default=",".join(STILLS))
     parser.add_argument("--size", type=int, default=512)
