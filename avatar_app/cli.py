@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--face", action=argparse.BooleanOptionalAction, default=None, help="repaint the face or not")
     render.add_argument("--crf", type=int, help="H.264 quality, 0..40, default 18")
     render.add_argument("--commercial-safe", action="store_true", default=None, help="refuse non-commercial parts")
+    cli_trust.add_render_options(render)
     render.add_argument("--settings", metavar="FILE.json", help="start from these settings or a video's side-car")
     render.add_argument("--device", help="torch device, default: the GPU when there is one")
     other = render.add_mutually_exclusive_group()
@@ -147,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_anchors.add_bench_options(bench.add_argument_group("anchors: pictures against a held-out clip, as Markdown"))
     bench.set_defaults(run=_bench)
 
+    cli_trust.add_verify_command(commands)
     commands.add_parser("doctor", help="what is present or missing, how to mend it, licences").set_defaults(run=_doctor)
     commands.add_parser("test", help="run the tests")  # handled by launch.py, as is:
     commands.add_parser("audit", help="known vulnerabilities of the packages")
@@ -164,7 +166,7 @@ def _render(options: argparse.Namespace) -> None:
         raise InputError("Please name a speech file (or a motion with --motion).")
     settings = RenderSettings.load(options.settings) if options.settings else RenderSettings()
     names = ("anchor", "preset", "seed", "gesture_energy", "style", "motion_model", "lips", "steps", "guidance")
-    names += ("condition_scale", "window", "overlap", "face", "crf")
+    names += ("condition_scale", "window", "overlap", "face", "crf", "watermark", "label", "credentials")
     names += ("commercial_safe",)
     settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
     if options.takes < 1:

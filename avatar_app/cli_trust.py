@@ -49,6 +49,35 @@ def add_consent_command(actions: argparse._SubParsersAction) -> None:
     action.set_defaults(run=_consent)
 
 
+def add_render_options(parser: argparse._ActionsContainer) -> None:
+    """What a render does to make its video recognisable; None means: as in the settings."""
+    for name, text in (
+        ("watermark", "mark the frames invisibly (default) or not"),
+        ("label", 'write "AI-generated" into a corner or not (default)'),
+        ("credentials", "sign the file with content credentials (default) or not"),
+    ):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
+
+
+def add_verify_command(commands: argparse._SubParsersAction) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="is a video signed, was it altered, what does its mark say",
+        description="Exit codes: 0 signed and unaltered, 3 nothing signed, 4 altered, 2 not a video.",
+    )
+    verify.add_argument("video")
+    verify.add_argument("--json", action="store_true", help="everything that was found, for programs")
+    verify.set_defaults(run=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from avatar_app.trust.verify import check
+
+    verdict = check(options.video)
+    print(verdict.as_json() if options.json else "\n".join(verdict.sentences))
+    return verdict.exit_code
+
+
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)

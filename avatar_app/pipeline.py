@@ -24,7 +24,9 @@ from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
 from avatar_app.sidecar import ingredients, peak_memory, write_sidecar
 from avatar_app.stopwatch import Stopwatch
+from avatar_app.trust import credentials
 from avatar_app.trust.consent import require_consent
+from avatar_app.trust.marks import marker, trust_facts
 from avatar_app.video import Pieces, check_output
 from avatar_app.workfolder import WorkFolder, folder_for, motion_digest
 from talkshow_bridge.audio import Speech, load_speech
@@ -94,7 +96,9 @@ def render(
     with clock("anchor"):
         report("anchor", 0, 1)
         presenter = choose_anchor(settings.anchor)
-        require_consent(presenter, "render")
+        consent = require_consent(presenter, "render")
+        if settings.credentials:
+            credentials.check_ready()
         require_commercial(settings, presenter, motion)
         options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
@@ -106,6 +110,7 @@ def render(
         made_of["given_motion"] = motion_digest(motion)
     with folder_for(out, work) as folder:
         kept = WorkFolder(folder, made_of, id)
+        mark, trust = marker(settings, kept.id), trust_facts(settings, kept.id, made_of, consent)
         with clock("motion"):
             report("motion", 0, 1)
             if motion is None:
@@ -126,6 +131,8 @@ def render(
             else:
                 pictures = presenter_frames(presenter, motion, begin, options, settings.seed, device, clock, kept)
             for frames, vertices in pictures:
+                with clock("trust"):
+                    frames = mark(frames)
                 with clock("report"):
                     watch.observe(frames, vertices)
                 with clock("video"):
@@ -133,6 +140,9 @@ def render(
                 report("frames", video.frames, len(motion))
         with clock("video"), unfinished(out) as temporary:
             video.join(temporary, None if recording is None else recording.path)
+            if settings.credentials:
+                with clock("trust"):
+                    credentials.sign(temporary, trust)
 
     timings = clock.seconds()
     if not settings.sampler_overrides() and not begin:
@@ -141,6 +151,7 @@ def render(
         "id": kept.id,
         **made_of,
         "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
+        "trust": {**trust, "signed": settings.credentials},
         "quality": watch.finish(),
         "timings_s": timings,
         "resumed_at_frame": begin,

@@ -42,6 +42,7 @@ class RenderSettings:
     steps, guidance, condition_scale, window, overlap, face: override the preset of the anchor; None = the preset's.
     crf: H.264 quality, 0 (lossless) to 40; 18 is visually transparent.
     commercial_safe: refuse parts whose licence is not known to allow commercial use (see LICENSES.md).
+    watermark: an invisible mark in the frames.   label: "AI-generated" in a corner.   credentials: sign the file.
     """
 
     anchor: str | None = None
@@ -59,6 +60,9 @@ class RenderSettings:
     face: bool | None = None
     crf: int = 18
     commercial_safe: bool = False
+    watermark: bool = True
+    label: bool = False
+    credentials: bool = True
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -73,6 +77,9 @@ class RenderSettings:
             raise InputError(f"Unknown lips {self.lips!r}: please choose one of {', '.join(LIPS)}.")
         if self.face not in (None, True, False):
             raise InputError(f"Setting 'face' must be true, false or empty, not {self.face!r}.")
+        for name in ("watermark", "label", "credentials"):
+            if getattr(self, name) not in (True, False):
+                raise InputError(f"Setting '{name}' must be true or false, not {getattr(self, name)!r}.")
         if self.commercial_safe not in (True, False):
             raise InputError(f"Setting 'commercial_safe' must be true or false, not {self.commercial_safe!r}.")
         for name, (kind, low, high) in _RANGES.items():

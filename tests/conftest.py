@@ -108,6 +108,14 @@ def make_tiny_motion(count: int, seed: int = 0) -> Motion:
     return motion
 
 
+@pytest.fixture(scope="session", autouse=True)
+def signing_keys(tmp_path_factory):
+    """Tests sign with a key of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AVATAR_APP_KEYS", str(tmp_path_factory.mktemp("keys")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_body() -> Body:
     return make_tiny_body()

@@ -81,8 +81,11 @@ def test_old_packages_need_a_record(own, tmp_path, tiny_motion, capsys):
     assert main(["anchors", "import", str(package)]) == 2 and "--consent synthetic|self" in capsys.readouterr().err
     assert main(["anchors", "import", str(package), "--consent", "permission"]) == 2
     assert "--agree" in capsys.readouterr().err and not own.folder.exists()
-    assert main(["anchors", "import", str(package), "--consent", "permission", "--agree", "--uses", "render"]) == 0
-    assert load_anchor("tiny").manifest.consent.uses == ("render",)
+    given = ["--consent", "permission", "--agree", "--uses", "render,import"]
+    assert main(["anchors", "import", str(package), *given]) == 0
+    imported = load_anchor("tiny")
+    assert imported.manifest.consent.uses == ("render", "import")
+    set_consent(imported, imported.manifest.consent.model_copy(update={"uses": ("render",)}))
     again = export_anchor(load_anchor("tiny"), tmp_path / "new.zip")
     with pytest.raises(InputError, match="does not permit use on other machines"):
         import_anchor(again, replace=True)
