@@ -49,7 +49,9 @@ def touches_desk(scene, posed: Posed) -> bool:
 def film(scene, body: Body, motion: Motion, frames: list[int], folder: Path, face: int | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     motion.save(folder / "motion.npz")
-    index: dict[str, dict] = {}
+    listed = folder / "index.json"
+    index = json.loads(listed.read_text()) if listed.exists() else {}
+    index = {name: entry for name, entry in index.items() if (folder / name).exists()}  # of earlier runs
     for number in frames:
         posed = posed_frame(scene, body, motion, number)
         if not face and touches_desk(scene, posed):
@@ -64,7 +66,7 @@ def film(scene, body: Body, motion: Motion, frames: list[int], folder: Path, fac
         if not path.exists():
             shoot(scene, view, posed, path, seed=number)
             print(f"{folder.name} {path.name}", flush=True)
-        (folder / "index.json").write_text(json.dumps(index))
+        listed.write_text(json.dumps(index))
 
 
 def shoot(scene, view: Camera, posed: Posed, path: Path, seed: int = 0) -> None:
