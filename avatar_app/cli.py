@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avatar_app import cli_anchors, cli_motion, cli_trust
+from avatar_app import cli_anchors, cli_batch, cli_motion, cli_trust
 from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
@@ -82,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
         render.add_argument(f"--{name}", type=kind, help="overrides the anchor's preset")
     render.add_argument("--face", action=argparse.BooleanOptionalAction, default=None, help="repaint the face or not")
     render.add_argument("--crf", type=int, help="H.264 quality, 0..40, default 18")
-    render.add_argument("--commercial-safe", action="store_true", default=None, help="refuse non-commercial parts")
     cli_trust.add_render_options(render)
+    render.add_argument("--commercial-safe", action="store_true", default=None, help="refuse non-commercial parts")
     render.add_argument("--settings", metavar="FILE.json", help="start from these settings or a video's side-car")
     render.add_argument("--device", help="torch device, default: the GPU when there is one")
     other = render.add_mutually_exclusive_group()
@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--motion", metavar="MOTION", help="render this motion file (speech is then optional)")
     render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
+
+    cli_batch.add_batch_command(commands)
 
     anchors = commands.add_parser("anchors", help="list, import, export, verify or train presenters")
     actions = anchors.add_subparsers(metavar="action", required=True, parser_class=_Parser)

@@ -15,6 +15,8 @@ REFERENCE_CORES = 2
 REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # a frame, 512x512, 2 cores
 FIXED_SECONDS = 8.0  # start, speech, motion and loading
 REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.9e9, "standard": 1.9e9, "best": 2.4e9}  # bytes, native anchors
+REFERENCE_BITS = 0.1  # a pixel of a frame at crf 18
+AUDIO_BYTES = 24_000  # a second
 LOADED = 1.5e9  # bytes: the program without an anchor's networks
 START_STAGES = ("speech", "anchor", "motion", "loading")
 
@@ -42,6 +44,11 @@ def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -
         REFERENCE_SECONDS[mode] * REFERENCE_CORES / max(os.cpu_count() or 1, 1),
     )
     return fixed + per_frame * frames
+
+
+def expected_bytes(frames: int, width: int, height: int, duration: float, crf: int) -> float:
+    """Size of a video: pictures of a presenter before a still background, and the sound of `duration` seconds."""
+    return frames * width * height * REFERENCE_BITS / 8 * 2 ** ((18 - crf) / 6) + duration * AUDIO_BYTES
 
 
 def expected_memory(anchor: Anchor, mode: str, device: str = "cpu") -> float:

@@ -95,27 +95,22 @@ def render(
         recording = None if speech is None else load_speech(speech)
     with clock("anchor"):
         report("anchor", 0, 1)
-        presenter = choose_anchor(settings.anchor)
-        consent = require_consent(presenter, "render")
-        if settings.credentials:
-            credentials.check_ready()
-        require_commercial(settings, presenter, motion)
+        presenter = presenter_for(settings, motion)
         options = presenter.preset(settings.preset, settings.sampler_overrides())
         body, camera, fps = presenter.body, presenter.camera, presenter.manifest.fps
-        if motion is None:
-            check_face(settings, body)
     made_of = ingredients(settings, presenter, recording, preview) | {"device": device}
     if motion is not None:
         motion = fit_motion(motion, recording, fps)
         made_of["given_motion"] = motion_digest(motion)
     with folder_for(out, work) as folder:
         kept = WorkFolder(folder, made_of, id)
-        mark, trust = marker(settings, kept.id), trust_facts(settings, kept.id, made_of, consent)
+        mark, trust = marker(settings, kept.id), trust_facts(settings, kept.id, made_of, presenter.manifest.consent)
         with clock("motion"):
             report("motion", 0, 1)
             if motion is None:
                 motion = kept.motion(lambda: make_motion(recording, settings, fps, device))
             check_expression_space(body, motion)
+            kept.length(len(motion), fps)
 
         with Pieces(folder, fps, (camera.width, camera.height), len(motion), settings.crf) as video:
             begin = video.frames
@@ -160,6 +155,21 @@ def render(
     return RenderResult(
         out, write_sidecar(out, facts), len(motion), fps, len(motion) / fps, timings, kept.id, facts["quality"]
     )
+
+
+def presenter_for(settings: RenderSettings, motion: Motion | None = None) -> Anchor:
+    """The anchor that the settings name; InputError for all that speaks against a render and can be known before it.
+
+    motion: the user's own, None when one will be made."""
+    presenter = choose_anchor(settings.anchor)
+    require_consent(presenter, "render")
+    if settings.credentials:
+        credentials.check_ready()
+    require_commercial(settings, presenter, motion)
+    presenter.preset(settings.preset, settings.sampler_overrides())
+    if motion is None:
+        check_face(settings, presenter.body)
+    return presenter
 
 
 def make_motion(recording: Speech | None, settings: RenderSettings, fps: float, device: str = "cpu") -> Motion:

@@ -26,7 +26,9 @@ from typing import Literal
 
 from avatar_app.jobs.housekeeping import PIECES_KEPT, Limits, enough_room, orphans, outdated, size_of
 from avatar_app.settings import RenderSettings
+from talkshow_bridge.audio import load_speech
 from talkshow_bridge.errors import InputError
+from talkshow_bridge.motion import Motion
 
 Kind = Literal["video", "preview", "motion"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -130,7 +132,7 @@ class Jobs:
         generating one, as of an earlier preview; with it speech may be None.   name: for people, default the file's.
         Raises InputError: unusable speech, motion, anchor or settings; no room.
         """
-        from avatar_app.pipeline import choose_anchor
+        from avatar_app.pipeline import presenter_for
 
         if kind not in KINDS:
             raise InputError(f"Unknown kind of job {kind!r}: please choose one of {', '.join(KINDS)}.")
@@ -138,9 +140,9 @@ class Jobs:
             raise ValueError("a job needs an owner")
         if speech is None and motion is None:
             raise InputError("Please choose a speech file first.")
-        anchor = choose_anchor(settings.anchor)
-        anchor.preset(settings.preset, settings.sampler_overrides())
-        duration = _duration(speech, motion)
+        given = None if motion is None else Motion.load(motion)
+        anchor = presenter_for(settings, given)
+        duration = given.duration if speech is None else load_speech(speech).duration
         id = secrets.token_urlsafe(18)
         copy = None if speech is None else "speech" + _safe_suffix(Path(speech))
         with self._new_folder(id) as folder:
@@ -396,15 +398,6 @@ def is_full(error: BaseException) -> bool:
 
 def _marks(values) -> str:
     return ", ".join("?" * len(values))
-
-
-def _duration(speech, motion) -> float:
-    """Seconds of checked inputs."""
-    from talkshow_bridge.audio import load_speech
-    from talkshow_bridge.motion import Motion
-
-    seconds = 0.0 if motion is None else Motion.load(motion).duration
-    return seconds if speech is None else load_speech(speech).duration
 
 
 def _expected(kind: Kind, settings: RenderSettings, anchor, duration: float) -> float:

@@ -157,12 +157,11 @@ def make(job: Job, device: str | None, progress: Progress) -> None:
 
 def make_motion_file(job: Job, given: Motion | None, device: str | None, progress: Progress) -> None:
     from avatar_app.files import unfinished
-    from avatar_app.pipeline import best_device, check_face, choose_anchor, fit_motion, make_motion
+    from avatar_app.pipeline import best_device, fit_motion, make_motion, presenter_for
     from talkshow_bridge.audio import load_speech
 
     progress("anchor", 0, 1)
-    anchor = choose_anchor(job.settings.anchor)
-    check_face(job.settings, anchor.body)
+    anchor = presenter_for(job.settings, given)
     progress("motion", 0, 1)
     speech, fps = job.speech and load_speech(job.speech), anchor.manifest.fps
     if given is None:
