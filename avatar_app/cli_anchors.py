@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from avatar_app.cli_paper import add_paper_options, pretrain_paper, train_paper_anchor
 from avatar_app.cli_trust import add_consent_options, consent_from
 from talkshow_bridge.errors import InputError
 
@@ -30,8 +31,7 @@ def add_training_commands(actions: argparse._SubParsersAction) -> None:
     _add_common_options(action)
     action.add_argument("--distil-minutes", type=float, default=0.0, help="few-step distillation at the end")
     action.add_argument("--guidance", type=float, default=1.0, help="that distillation folds in")
-    paper = action.add_argument_group("networks of Stable Diffusion's size")
-    paper.add_argument("--kind", choices=("native", "stable-diffusion"), default="native")
+    add_paper_options(action.add_argument_group("networks of Stable Diffusion's size"))
     add_consent_options(action.add_argument_group("consent"))
     action.set_defaults(run=_train)
 
@@ -44,6 +44,8 @@ def add_training_commands(actions: argparse._SubParsersAction) -> None:
     action.add_argument("--out", required=True, type=Path, help="folder for the networks")
     action.add_argument("--face", type=int, choices=(0, 256, 512), default=256, help="face networks; 0 = none")
     _add_common_options(action)
+    add_paper_options(action.add_argument_group("networks of Stable Diffusion's size"))
+    add_consent_options(action.add_argument_group("consent of everybody shown"))
     action.set_defaults(run=_pretrain)
 
 
@@ -97,14 +99,15 @@ def _train(options: argparse.Namespace) -> None:
     from avatar_app.cli import ProgressLine
     from avatar_app.training.build import Order, build_anchor
 
-    if options.kind != "native":
-        raise InputError("Networks of Stable Diffusion's size are trained with `python -m avatar_app.training.paper`.")
     out = anchor_folders()[0] / options.out if Path(options.out).name == options.out else Path(options.out).resolve()
     if (out / MANIFEST).exists() and not options.replace:
         raise InputError(f"An anchor '{out.name}' exists already; remove it first or add --replace.")
     _check_id(out.name)
     _check_numbers(options)
     facts = _facts(options, out.name)
+    if options.kind == "stable-diffusion":
+        print(train_paper_anchor(options, out, facts))
+        return
     order = Order(
         dataset=options.dataset.resolve(),
         out=out,
@@ -123,8 +126,13 @@ def _train(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from avatar_app.cli import ProgressLine
     from avatar_app.training.build import Order, pretrain
+    from avatar_app.trust.consent import require_consent
 
     _check_numbers(options)
+    consent = require_consent(_consent(options), "train")
+    if options.kind == "stable-diffusion":
+        print(pretrain_paper(options, consent))
+        return
     work = options.work or Path("work") / f"{options.out.name}-footage"
     people = [dataset.resolve() for dataset in options.dataset]
     order = Order(dataset=people[0], out=options.out.resolve(), facts={}, **_common(options, work))
@@ -162,9 +170,7 @@ def _facts(options: argparse.Namespace, name: str) -> dict:
     from avatar_app.trust.consent import require_consent
     from avatar_app.trust.credentials import sha256
 
-    consent = consent_from(options)
-    if consent is None:
-        raise InputError("Please say who is shown: --consent synthetic, self or permission (see --help).")
+    consent = _consent(options)
     videos = [path for path in sorted((options.dataset / "train").glob("*")) if path.suffix.lower() in VIDEOS]
     if videos and consent.kind != "synthetic":
         video = sha256(videos[0])
@@ -172,6 +178,13 @@ def _facts(options: argparse.Namespace, name: str) -> dict:
         require_consent(consent, "train", clip_sha256=video)
     facts = {"name": options.name or name, "licence": options.licence, "description": options.description}
     return facts | {"consent": consent.model_dump(mode="json")}
+
+
+def _consent(options: argparse.Namespace):
+    consent = consent_from(options)
+    if consent is None:
+        raise InputError("Please say who is shown: --consent synthetic, self or permission (see --help).")
+    return consent
 
 
 def _sample() -> Path:
