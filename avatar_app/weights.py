@@ -1,10 +1,9 @@
-"""Network folders of strangers: configurations and weights are checked before they are used, nothing is unpickled."""
+"""Network folders of strangers: configurations and weights are checked before they are used, pickles are
+read elsewhere (talkshow_bridge/pickles.py)."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -13,12 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from talkshow_bridge.errors import InputError, shown
+from talkshow_bridge.pickles import read_pickle
 
 MAX_NUMBER, MAX_LAYERS, MAX_LIST = 100_000, 64, 16  # beyond every real configuration
-_DAMAGE = (
-    *(pickle.UnpicklingError, SafetensorError, zipfile.BadZipFile, RuntimeError, EOFError, OSError),
-    *(ValueError, TypeError, KeyError, AttributeError, IndexError),
-)
 
 
 def place(path: Path) -> str:
@@ -66,28 +62,18 @@ def find_weights(folder: Path, *names: str) -> Path:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file or, as weights only, of a .bin. Raises InputError in one sentence."""
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else _read_bin(path)
-    except _DAMAGE as error:
-        if "unsupported global" in str(error).lower():
-            raise InputError(
-                f"'{place(path)}' holds more than weights and could run code: it was not opened."
-            ) from None
-        raise InputError(f"'{place(path)}' is cut off, damaged or no file of weights.") from None
+    if path.suffix != ".safetensors":
+        state = read_pickle(path, place(path))
+    else:
+        try:
+            state = load_file(path)
+        except (SafetensorError, OSError, ValueError):
+            raise InputError(f"'{place(path)}' is cut off, damaged or no file of weights.") from None
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise InputError(f"'{place(path)}' is not a plain table of weights.")
     return state
-
-
-def _read_bin(path: Path) -> object:
-    packed = zipfile.is_zipfile(path)
-    if packed:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("PyTorch never compresses")
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
 
 
 def outline(network: type, config: dict, path: Path) -> nn.Module:

@@ -1,14 +1,13 @@
 """TalkSHOW's published weights: the three official .pth files, or the safetensors set that `convert` makes of them.
 
 Networks are recognised by what they hold, not by file names; optimiser states and tensors that are never used stay
-behind. Files are read as weights only: a pickle that wants to run code is refused.
+behind. Pickles are read in a process of their own, as weights only (see pickles.py).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from talkshow_bridge.errors import InputError, shown
 from talkshow_bridge.gesture_model import PARTS, GestureModel
 from talkshow_bridge.mfcc import COEFFICIENTS
+from talkshow_bridge.pickles import read_pickle
 
 if TYPE_CHECKING:
     from talkshow_bridge.face_net import FaceGenerator
@@ -43,10 +43,6 @@ _NEW_NAMES = (
     (re.compile(r"\.weight_v$"), ".parametrizations.weight.original1"),
 )
 _VERSION = 1
-_UNREADABLE = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, OSError),
-    *(ValueError, TypeError, KeyError, AttributeError, IndexError),
-)
 
 
 def holds_talkshow(folder: str | os.PathLike[str]) -> bool:
@@ -118,7 +114,7 @@ def _read_official(folder: Path) -> dict[str, State]:
     paths = sorted(folder.rglob("*.pth"))
     for path in paths:
         try:
-            networks = list(_networks(_read_pth(path)))
+            networks = list(_networks(read_pickle(path)))
         except InputError as error:
             complaints.append(str(error).rstrip("."))
             continue
@@ -137,19 +133,6 @@ def _read_official(folder: Path) -> dict[str, State]:
         lacking = f"TalkSHOW's weights in '{shown(folder)}' are not complete, there is no {' and no '.join(missing)}"
         raise InputError("; ".join([lacking, *complaints]) + ".")
     return {name: found[name] for name in NETWORKS}
-
-
-def _read_pth(path: Path) -> object:
-    with path.open("rb") as stream:
-        mappable = stream.read(2) == b"PK"
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-    except _UNREADABLE as error:
-        if "unsupported global" in str(error).lower():
-            reason = "holds more than weights and could run code: it was not opened"
-        else:
-            reason = "is cut off, damaged or no file of weights"
-        raise InputError(f"'{shown(path)}' {reason}.") from None
 
 
 def _networks(stored: object, depth: int = 4) -> Iterator[tuple[str, State]]:

@@ -576,12 +576,16 @@ REFUSALS = {
     ),
     "absurd header": (lambda f: (f / HEAD).write_bytes(header(**HUGE)), "safetensors' is cut off, damaged"),
     "absurd header size": (lambda f: (f / HEAD).write_bytes(b"\xff" * 64), "safetensors' is cut off, damaged"),
-    "list of weights": (lambda f: torch.save([torch.zeros(1)], f / BIN), "not a plain table"),
+    "list of weights": (lambda f: torch.save([torch.zeros(1)], f / BIN), "no file of weights"),
     "missing key": (lambda f: change_state(f / BIN, lambda s: s.pop("conv_in.bias")), "'conv_in.bias' is missing"),
     "unknown key": (lambda f: change_state(f / BIN, lambda s: s.update(x=torch.zeros(1))), "'x' is unknown"),
-    "wrong shape": (
+    "few numbers shown as many": (
         lambda f: change_state(f / BIN, lambda s: s.update({"conv_in.bias": torch.zeros(1).expand(10**9)})),
-        "'conv_in.bias' has the shape (1000000000,), expected (16,)",
+        "needs more memory or time than a file of its size should",
+    ),
+    "wrong shape": (
+        lambda f: change_state(f / BIN, lambda s: s.update({"conv_in.bias": torch.zeros(17)})),
+        "'conv_in.bias' has the shape (17,), expected (16,)",
     ),
     "not a number": (lambda f: change_state(f / BIN, lambda s: s["conv_in.bias"].fill_(np.nan)), "finite numbers"),
     "head as body": (swap_stages, "body/unet/config.json' has in_channels 9 (a head network?); expected 4"),

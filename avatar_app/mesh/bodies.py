@@ -2,6 +2,11 @@
 
 import copy
 import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -57,6 +62,31 @@ def with_native_parts(body: "Body | SmplxBody") -> "Body | SmplxBody":
     return sorted_body
 
 
+@contextmanager
+def without_objects(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An npz file that holds no Python objects: this one, or a copy without them that is gone after the block.
+
+    The official model has two tables of names as pickled objects. Nobody needs them; `smplx` would unpickle them."""
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="body-") as folder:
+        plain = [entry for entry in archive.infolist() if not _holds_objects(archive, entry)]
+        if len(plain) == len(archive.infolist()):
+            yield Path(path)
+            return
+        copied = Path(folder) / "body.npz"
+        with zipfile.ZipFile(copied, "w") as out:
+            for entry in plain:
+                with archive.open(entry) as source, out.open(entry.filename, "w", force_zip64=True) as target:
+                    shutil.copyfileobj(source, target)
+        yield copied
+
+
+def _holds_objects(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return read(stream)[2].hasobject
+
+
 class SmplxBody:
     """A body of the SMPL-X layout posed by the `smplx` package (for the licensed model; the package has its licence).
 
@@ -75,12 +105,10 @@ class SmplxBody:
             raise InputError("The licensed SMPL-X model needs the 'smplx' package: pip install smplx.") from None
         settings = {"num_betas": 300, "num_expression_coeffs": 100, "use_pca": False, "ext": "npz"}
         try:
-            self._model = smplx.SMPLX(str(path), flat_hand_mean=False, **settings)
-            with np.load(
-                path, allow_pickle=True
-            ) as data:  # the user's own model, which smplx has just read the same way
+            with without_objects(path) as plain, np.load(plain, allow_pickle=False) as data:
+                self._model = smplx.SMPLX(str(plain), flat_hand_mean=False, **settings)
                 optional = {key: data[key] for key in ("vt", "ft", "part", "part_names") if key in data}
-        except (OSError, ValueError, KeyError, AssertionError) as problem:
+        except (OSError, ValueError, KeyError, AssertionError, AttributeError, zipfile.BadZipFile) as problem:
             raise InputError(f"'{Path(path).name}' is not an SMPL-X model that smplx can read: {problem}") from None
         self.faces = self._model.faces.astype(np.int32)
         self.face_uv = np.zeros((len(self.faces), 3, 2), np.float32)
