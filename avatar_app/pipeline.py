@@ -145,6 +145,7 @@ def render(
     facts = {
         "id": kept.id,
         **made_of,
+        "plan": kept.planned,
         "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
         "trust": {**trust, "signed": settings.credentials},
         "quality": watch.finish(),
@@ -262,14 +263,15 @@ def presenter_frames(
     """
     with clock("loading"):  # importing diffusers takes longer than reading the weights
         from avatar_app.diffusion.face import FaceEnhancer
-        from avatar_app.diffusion.generator import FrameGenerator, plan_for
+        from avatar_app.diffusion.generator import FrameGenerator, plans_for
         from avatar_app.diffusion.inpainting import FaceInpainter
         from avatar_app.diffusion.planner import Plan
 
-        plan = kept.plan(lambda: plan_for(anchor, options, device).to_dict())
-        generator = FrameGenerator(anchor, options, device, seed=seed, plan=Plan.from_dict(plan))
+        kept_plans = kept.plan(lambda: plans_for(anchor, options, device))
+        plans = {part: Plan.from_dict(plan) for part, plan in kept_plans.items()}
+        generator = FrameGenerator(anchor, options, device, seed=seed, plan=plans["body"])
         face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
-        enhancer = face_pass(anchor, options, device=device, seed=seed) if options.face and anchor.has_face else None
+        enhancer = face_pass(anchor, options, device, seed=seed, plan=plans["face"]) if "face" in plans else None
 
     draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds

@@ -56,6 +56,11 @@ class WorkFolder:
             self._note(plan=make())
         return self._begun["plan"]
 
+    @property
+    def planned(self) -> dict | None:
+        """The kept plan, None where none was needed."""
+        return self._begun.get("plan")
+
     def motion(self, make: Callable[[], Motion]) -> Motion:
         """The motion of the first run; `make` is called only there."""
         path = self.path / "motion.npz"

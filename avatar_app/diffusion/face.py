@@ -4,6 +4,8 @@ Where the head is comes from the posed mesh, not from a detector: no frame is ev
 fit each other to the pixel.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,8 @@ from torch.nn import functional
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
 from avatar_app.diffusion.engine import each
-from avatar_app.diffusion.generator import BATCH, NativePainter, to_frames
+from avatar_app.diffusion.generator import BATCH, NativePainter, plan_for, to_frames
+from avatar_app.diffusion.planner import Plan, in_parts
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, REST, render_conditions
@@ -34,15 +37,18 @@ class FaceEnhancer:
         anchor: Anchor,
         preset_options: Preset | dict,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
+        plan: Plan | None = None,
     ):
         if not anchor.has_face or anchor.manifest.kind != "native":
             raise InputError(f"Anchor '{anchor.id}' has no face networks: switch the face enhancement off.")
         self._body, self._camera = anchor.body, anchor.camera
         self._resolution = anchor.manifest.face.resolution
         self._options = Preset.from_options(preset_options)
-        self._painter = NativePainter(anchor, "face", self._options, torch.device(device), dtype)
+        plan = plan or plan_for(anchor, self._options, device, dtype, "face")
+        painter = NativePainter(anchor, "face", self._options, torch.device(device), dtype or plan.dtype, plan.offload)
+        self._painter, self._careful = painter, Careful(painter, plan)
         noise = seeded_noise(self._painter.latent_shape(self._resolution, self._resolution), seed)
         self._noise = noise.to(self._painter.device)
         self._track = CropTrack(anchor.manifest.face.margin, anchor.manifest.fps)
@@ -60,7 +66,7 @@ class FaceEnhancer:
             batch = range(start, min(start + BATCH, len(frames)))
             maps = np.concatenate(each(lambda i: render_conditions(self._body, vertices[[i]], cameras[i]), batch))
             places = np.stack([picture_places(*crops[i], self._resolution, self._camera) for i in batch])
-            faces = self._paint(maps, places)
+            faces = self._careful(self._paint, maps, places)
 
             def put_in(i: int, picture: np.ndarray, conditions: np.ndarray) -> None:
                 blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
@@ -84,6 +90,26 @@ class FaceEnhancer:
 
         latents = overlapped_denoise(predict, scheduler, self._noise, [range(len(maps))])
         return to_frames(painter.decode(latents, condition).round())
+
+
+class Careful:
+    """Calls that paint pictures, as many at a time as the plan says and fewer from where memory runs out."""
+
+    def __init__(self, painter, plan: Plan):
+        self._painter, self._plan = painter, plan
+
+    def __call__(self, paint: Callable, *inputs: np.ndarray) -> np.ndarray:
+        """paint(*inputs), which has a picture for each row of the inputs."""
+
+        def part(now: slice, plan: Plan) -> np.ndarray:
+            self._painter.offload = plan.offload
+            return paint(*(rows[now] for rows in inputs))
+
+        done = []
+        for pictures, plan in in_parts(part, len(inputs[0]), "frames", self._plan, self._painter.device):
+            self._plan = plan
+            done.append(pictures)
+        return np.concatenate(done)
 
 
 class HeadMask:

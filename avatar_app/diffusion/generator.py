@@ -30,9 +30,9 @@ from avatar_app.diffusion.planner import (
     VALUES_PER_PIXEL,
     Needs,
     Plan,
+    in_parts,
     make_plan,
     weight_count,
-    with_less_memory,
 )
 from avatar_app.diffusion.windows import Available, compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import PART
@@ -142,15 +142,13 @@ class FrameGenerator:
 
     def _in_parts(self, work: Callable[[slice], object], count: int, size: str) -> Iterator:
         """work(slice) for parts of 0...count, each as large as the plan's `size`, which shrinks if memory runs out."""
-        done = 0
 
-        def next_part(plan: Plan) -> tuple[object, int]:
+        def part(now: slice, plan: Plan) -> object:
             self._painter.offload = plan.offload
-            stop = min(done + getattr(plan, size), count)
-            return work(slice(done, stop)), stop
+            return work(now)
 
-        while done < count:
-            (result, done), self._plan = with_less_memory(next_part, self._plan, self._device)
+        for result, plan in in_parts(part, count, size, self._plan, self._device):
+            self._plan = plan
             yield result
 
     def _encode(self, chunk: np.ndarray) -> tuple[Tensor, ...]:
@@ -177,11 +175,31 @@ class FrameGenerator:
 
 
 def plan_for(
-    anchor: Anchor, preset_options: Preset | dict, device: str | torch.device, dtype: torch.dtype | None = None
+    anchor: Anchor,
+    preset_options: Preset | dict,
+    device: str | torch.device,
+    dtype: torch.dtype | None = None,
+    part: str = "body",
 ) -> Plan:
-    """What is computed at once in the memory that is free now. Raises InputError."""
+    """What is computed at once in the memory that is free now; part: "body" or "face". Raises InputError."""
     painter, options, device = _painter_of(anchor), Preset.from_options(preset_options), torch.device(device)
-    return make_plan(device, painter.needs(anchor, "body", options), dtype=dtype or painter.best_dtype(device))
+    needs = painter.needs(anchor, part, options)
+    if part == "face":  # painted and decoded in one go, in 32 bits as the original does
+        return make_plan(device, replace(needs, frame=needs.frame + needs.window), dtype=dtype or torch.float32)
+    return make_plan(device, needs, dtype=dtype or painter.best_dtype(device))
+
+
+def plans_for(anchor: Anchor, preset_options: Preset | dict, device: str | torch.device) -> dict[str, dict]:
+    """The plans of a video's parts, "body" and perhaps "face", as JSON."""
+    options = Preset.from_options(preset_options)
+    parts = ["body", "face"] if options.face and anchor.has_face else ["body"]
+    return {part: plan_for(anchor, options, device, part=part).to_dict() for part in parts}
+
+
+def pixel_count(anchor: Anchor, part: str) -> int:
+    """Of the pictures that a part's networks paint."""
+    manifest = anchor.manifest
+    return manifest.width * manifest.height if part == "body" else manifest.face.resolution**2
 
 
 def _painter_of(anchor: Anchor) -> type:
@@ -287,10 +305,11 @@ class NativePainter:
 
     @staticmethod
     def needs(anchor: Anchor, part: str, options: Preset) -> Needs:
-        folder, pixels = anchor.file(part), anchor.manifest.width * anchor.manifest.height
+        folder, pixels = anchor.file(part), pixel_count(anchor, part)
         unet, autoencoder = (read_config(folder / name) for name in ("unet", "autoencoder"))
         latents = pixels // autoencoder["downscale"] ** 2
         frames = options.window if anchor.manifest.cross_frame_attention else BATCH
+        frames = frames if part == "body" else 1
         return Needs(
             weights=weight_count(folder),
             window=frames * VALUES_PER_LATENT * unet["block_out_channels"][0] * latents,
@@ -404,11 +423,11 @@ class StableDiffusionPainter:
     def needs(anchor: Anchor, part: str, options: Preset) -> Needs:
         vae_folder = own_or_common(anchor, part, "vae")
         unet, vae = read_config(anchor.file(f"{part}/unet")), read_config(vae_folder)
-        pixels = anchor.manifest.width * anchor.manifest.height
+        pixels, frames = pixel_count(anchor, part), options.window if part == "body" else 1
         latents = pixels // 4 ** (len(vae["block_out_channels"]) - 1)
         return Needs(
             weights=sum(weight_count(folder) for folder in {anchor.file(part), vae_folder}),
-            window=options.window * VALUES_PER_LATENT * unet["block_out_channels"][0] * latents,
+            window=frames * VALUES_PER_LATENT * unet["block_out_channels"][0] * latents,
             frame=VALUES_PER_PIXEL * vae["block_out_channels"][0] * pixels,
         )
 

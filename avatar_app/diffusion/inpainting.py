@@ -16,8 +16,9 @@ from torch.nn import functional
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.alignment import CROP, inverse, paste_square, resize, similarity, warp
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
-from avatar_app.diffusion.face import HeadMask, feathered
-from avatar_app.diffusion.generator import BATCH, StableDiffusionPainter, to_frames
+from avatar_app.diffusion.face import Careful, HeadMask, feathered
+from avatar_app.diffusion.generator import BATCH, StableDiffusionPainter, plan_for, to_frames
+from avatar_app.diffusion.planner import Plan
 from avatar_app.mesh.body import HEAD
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, REST, condition_renderer, render_conditions
@@ -40,8 +41,9 @@ class FaceInpainter:
         anchor: Anchor,
         preset_options: Preset | dict,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         seed: int = 0,
+        plan: Plan | None = None,
     ):
         face, compat = anchor.manifest.face, anchor.manifest.compat
         if face is None:
@@ -57,7 +59,9 @@ class FaceInpainter:
         self._points: np.ndarray | None = None  # smoothed, (5, 2)
         numbers = {"guidance": face.guidance, "condition_scale": face.condition_scale}
         self._options = Preset.from_options(preset_options).model_copy(update=numbers)
-        self._painter = painter = StableDiffusionPainter(anchor, "face", self._options, torch.device(device), dtype)
+        plan, device = plan or plan_for(anchor, self._options, device, dtype, "face"), torch.device(device)
+        painter = StableDiffusionPainter(anchor, "face", self._options, device, dtype or plan.dtype, plan.offload)
+        self._painter, self._careful = painter, Careful(painter, plan)
         self._square = compat.square_face_mask
         shape = painter.latent_shape(face.resolution, face.resolution)
         self._noise = seeded_noise(shape, seed).to(painter.device)
@@ -85,7 +89,9 @@ class FaceInpainter:
     def _enhance_batch(self, frames: np.ndarray, vertices: np.ndarray, matrices: list[np.ndarray]) -> None:
         """In place, as many frames as the networks take at a time."""
         crops = self._crop(frames, vertices, [self._camera] * len(frames), matrices)
-        faces = self._paint(crops.pictures, crops.controls, crops.keep)
+        numbers = np.arange(self._done, self._done + len(frames))
+        self._done += len(frames)
+        faces = self._careful(self._paint, crops.pictures, crops.controls, crops.keep, numbers)
         for frame, face, matrix, conditions in zip(frames, faces, matrices, crops.maps, strict=True):
             if self._square:
                 frame[:] = paste_square(frame, face, matrix)
@@ -99,15 +105,12 @@ class FaceInpainter:
         return self._points
 
     @torch.inference_mode()
-    def _paint(self, crops: np.ndarray, controls: np.ndarray, keep: np.ndarray) -> np.ndarray:
-        """Crops and mesh crops uint8 (n, size, size, 3), masks uint8 (n, size, size) -> uint8 pictures."""
+    def _paint(self, crops: np.ndarray, controls: np.ndarray, keep: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Crops and mesh crops uint8 (n, size, size, 3), masks uint8 (n, size, size), frame numbers (n,) -> uint8
+        pictures."""
         painter, scheduler = self._painter, self._painter.scheduler()
         scheduler.set_timesteps(self._options.steps)
-        noise = None
-        if self._posterior is not None:
-            rows = np.arange(self._done, self._done + len(crops)) % ORIGINAL_BATCH
-            noise = self._posterior[rows]
-        self._done += len(crops)
+        noise = None if self._posterior is None else self._posterior[numbers % ORIGINAL_BATCH]
         condition = (*painter.encode(controls), inpainting_channels(painter, crops, keep, noise))
 
         def predict(latents: Tensor, timestep: Tensor, frames: slice) -> Tensor:

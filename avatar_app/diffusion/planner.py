@@ -7,7 +7,7 @@ They need not be exact: whoever runs out of memory all the same asks for `Plan.s
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -108,6 +108,23 @@ def with_less_memory(work: Callable[[Plan], object], plan: Plan, device: torch.d
         plan = smaller
         if device.type != "cpu":
             getattr(torch, device.type).empty_cache()
+
+
+def in_parts(
+    work: Callable[[slice, Plan], object], count: int, size: str, plan: Plan, device: torch.device
+) -> Iterator[tuple[object, Plan]]:
+    """work(part, plan) for parts of 0...count, each as large as the plan's `size` ("windows" or "frames").
+
+    Yields each result with the plan that did it, which is smaller from where memory runs out."""
+    done = 0
+
+    def next_part(plan: Plan) -> tuple[object, int]:
+        stop = min(done + getattr(plan, size), count)
+        return work(slice(done, stop), plan), stop
+
+    while done < count:
+        (result, done), plan = with_less_memory(next_part, plan, device)
+        yield result, plan
 
 
 def is_out_of_memory(error: BaseException) -> bool:
