@@ -147,7 +147,7 @@ class Batches:
         self._map = ThreadPoolExecutor(workers).map if workers else map
 
     def next(self, whole: bool = False) -> list[Sample]:
-        footage, size = self.footage, self.recipe.crop
+        footage, size = self.footage, min(self.recipe.crop, self.footage.size)
         if whole:
             chosen = [(int(n),) for n in self.rng.integers(0, self.count, self.recipe.whole)]
             return list(self._map(lambda place: footage.sample(*place), chosen))
