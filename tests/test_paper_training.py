@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from avatar_app import RenderSettings, render
 from avatar_app.anchors import load_anchor
+from avatar_app.cli import main
 from avatar_app.diffusion import inpainting
 from avatar_app.diffusion.alignment import similarity
 from avatar_app.mesh.conditions import PART, normal_pictures, render_conditions
@@ -27,7 +28,7 @@ from talkshow_bridge.errors import InputError
 CONSENT = Consent(kind="synthetic")
 FACTS = {"name": "Two", "licence": "CC0-1.0", "consent": CONSENT.model_dump(mode="json")}
 COLOURS = {"red": (200, 60, 40), "blue": (40, 80, 200)}  # of the two people
-BODY = Recipe("body", 64, steps=6, batch=2, rate=1e-3, condition="normal-picture", check_every=3, save_every=2)
+BODY = Recipe("body", 64, steps=4, batch=2, rate=1e-3, condition="normal-picture", check_every=3, save_every=2)
 HEAD = replace(BODY, part="head", size=32)
 
 
@@ -168,7 +169,7 @@ def undisturbed(people, base, tmp_path_factory) -> dict[str, torch.Tensor]:
     return weights(out / "body")
 
 
-@pytest.mark.parametrize("at_once", [2, 1])
+@pytest.mark.parametrize("at_once", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_run_ends_with_the_same_weights(people, base, undisturbed, tmp_path, monkeypatch, at_once):
     """Killed while the state is being written; pictures at a time do not matter either."""
     folders = [people["blue"]]
@@ -257,6 +258,22 @@ def test_prompt_is_dropped_as_often_as_the_recipe_says(people, base, tmp_path):
     dropped = torch.cat([trainer.draw(step)[3] for step in range(50)]).float().mean()
     assert 0.35 < dropped < 0.65
     assert all(torch.equal(a, b) for a, b in zip(trainer.draw(7)[1:], trainer.draw(7)[1:], strict=True))
+
+
+def test_the_command_line_trains_both_stages(people, base, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AVATAR_APP_ANCHORS", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("avatar_app.training.build.checked_footage", lambda dataset, *numbers: dataset)
+    common = ["--kind", "stable-diffusion", "--base", str(base.folder), "--steps", "2", "--batch", "2", "--face", "0"]
+    common += ["--condition", "normal-picture", "--consent", "synthetic", "--agree"]
+    person = ["anchors", "train", str(people["red"]), "--out", "red", "--size", "64", *common]
+    assert main([*person[:-1]]) == 2 and "--agree" in capsys.readouterr().err.splitlines()[-1]
+    train_paper([people["blue"]], tmp_path / "pre", base, CONSENT, [replace(BODY, steps=2)], device="cpu")
+    assert main([*person, "--from", str(tmp_path / "pre")]) == 0, capsys.readouterr().err
+    anchor = load_anchor("red")
+    assert not anchor.has_face and anchor.manifest.extra["body"]["steps"] == 2
+    assert main([*person, "--batch", "0", "--replace"]) == 2
+    assert "--batch must be more than 0" in capsys.readouterr().err.splitlines()[-1]
 
 
 # ----------------------------------------------------------------------------- what a run takes
