@@ -109,7 +109,7 @@ class RenderSettings:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"The settings file {str(path)!r} cannot be read: {error.strerror}.") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"The settings file {str(path)!r} is not JSON.") from None
         if isinstance(values, dict):
             values = values.get("settings", values)
