@@ -8,7 +8,6 @@ point: it remembers the person's skin, cloth and hair, its first three channels 
 The same class serves the whole picture (body) and the head crop (face).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn import functional
 from avatar_app.diffusion.compact import load_compact, save_compact
 from avatar_app.diffusion.features import OUTLINE, PART_GROUPS, PARTS, Condition
 from avatar_app.mesh.conditions import INVERSE_DEPTH, NORMAL, PART, UV
+from avatar_app.weights import outline, read_config
 from talkshow_bridge.errors import InputError
 
 LATENT_BOUND = 3.0  # latents are squashed into (-3, 3)
@@ -203,10 +203,10 @@ class NativeNetworks(nn.Module):
         networks = []
         for name, kind in kinds.items():
             try:
-                config = json.loads((Path(folder) / name / "config.json").read_text())
-                network = kind.from_config(config)
+                path = Path(folder) / name / "config.json"
+                network = outline(kind, read_config(path, f"a {kind.__name__}"), path)  # no memory for what may not fit
                 weights = load_compact(Path(folder) / name / "diffusion_pytorch_model.safetensors")
-                network.load_state_dict(weights, strict=True)
+                network.load_state_dict(weights, strict=True, assign=True)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(f"The weights in '{Path(folder).name}/{name}' cannot be used: {reason}") from None

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_app.mesh.skinning import joint_transforms, skin
-from talkshow_bridge.errors import InputError
+from talkshow_bridge.errors import InputError, shown
 from talkshow_bridge.motion import ARKIT_52, Motion
 from talkshow_bridge.rig import full_pose
 from talkshow_bridge.rotations import matrix
@@ -178,11 +178,49 @@ class Body:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, ValueError, TypeError, AttributeError):
             raise InputError(f"'{name}' is not a readable body rig.") from None
         if metadata.get("format") != "body-rig-1":
             raise InputError(f"'{name}' is not a body rig of a known version.")
-        return cls._from_rig(tensors, metadata)
+        try:
+            body = cls._from_rig(tensors, metadata)
+            body.check()
+        except (KeyError, ValueError, IndexError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"'{name}' is not a sound body rig ({shown(reason)}).") from None
+        return body
+
+    def check(self) -> None:
+        """Raises ValueError unless shapes and indices fit each other: compiled code follows them without looking."""
+        count, joints, units = len(self.vertices), len(self.joints), len(self.expression_names)
+        shapes = {
+            "vertices": (count, 3), "joints": (55, 3), "parents": (joints,), "weights": (count, joints),
+            "faces": (len(self.faces), 3), "part": (len(self.faces),), "face_uv": (len(self.faces), 3, 2),
+            "expression": (units, len(self.expression_vertices), 3),
+            "expression_vertices": (len(self.expression_vertices),), "jaw_corrective": (count, 3),
+            "jaw_direction": (9,), "hand_mean": (2, 15, 3),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            array = getattr(self, name)
+            if array.shape != shape or not array.size and name in ("vertices", "faces"):
+                raise ValueError(f"{name} has the shape {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+        landmarks = np.zeros(0, np.int32) if self.landmarks is None else self.landmarks
+        indices = {"faces": count, "expression_vertices": count, "part": len(self.part_names)}
+        for name, limit in indices.items():
+            _check_index(getattr(self, name), limit, name)
+        if self.landmarks is not None and landmarks.shape != (51,):
+            raise ValueError(f"landmarks has the shape {landmarks.shape}")
+        _check_index(landmarks, count, "landmarks")
+        if (
+            self.parents.dtype.kind not in "iu"
+            or (self.parents >= np.arange(joints)).any()
+            or (self.parents < -1).any()
+        ):
+            raise ValueError("parents must come before their children")
+        if not all(isinstance(name, str) for name in (*self.part_names, *self.expression_names)):
+            raise ValueError("names must be texts")
 
     @classmethod
     def _from_rig(cls, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> "Body":
@@ -190,7 +228,7 @@ class Body:
         weights = np.zeros((len(vertices), len(tensors["joints"])), np.float32)
         rows = np.repeat(np.arange(len(vertices)), tensors["weight_count"])
         weights[rows, tensors["weight_joint"]] = tensors["weight"]
-        weights /= weights.sum(axis=1, keepdims=True)
+        weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
 
         expression_names = tuple(json.loads(metadata["expression_names"]))
         moved, position = np.unique(tensors["expression_vertex"], return_inverse=True)
@@ -217,6 +255,11 @@ class Body:
             hand_mean=tensors["hand_mean"],
             landmarks=tensors.get("landmarks"),
         )
+
+
+def _check_index(array: np.ndarray, limit: int, name: str) -> None:
+    if array.dtype.kind not in "iu" or (array.size and not 0 <= int(array.min()) <= int(array.max()) < limit):
+        raise ValueError(f"{name} points outside the body")
 
 
 def landmark_vertices(faces: np.ndarray, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
