@@ -15,17 +15,20 @@ import os
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
-from avatar_app.mesh.camera import Camera
+from avatar_app.mesh.camera import MAX_SIDE, Camera
 from avatar_app.trust.consent import Consent, migrate, require_consent
 from avatar_app.unpack import BLOCK, PICKLE_SUFFIXES, check_name, unpack
 from talkshow_bridge.errors import InputError
@@ -229,15 +232,13 @@ class Anchor:
     @cached_property
     def background(self) -> np.ndarray | None:
         """The empty scene, uint8 RGB (height, width, 3), or None."""
-        from PIL import Image
-
         path = self.folder / "background.png"
         if not path.exists():
             return None
-        plate = np.asarray(Image.open(path).convert("RGB"))
-        if plate.shape[:2] != (self.manifest.height, self.manifest.width):
-            raise InputError(f"Anchor '{self.id}': background.png has another size than the anchor.")
-        return plate
+        with _picture(path, self.id) as plate:
+            if plate.size != (self.manifest.width, self.manifest.height):
+                raise InputError(f"Anchor '{self.id}': background.png has another size than the anchor.")
+            return np.asarray(plate.convert("RGB"))
 
     def preset(self, name: str, overrides: dict | None = None) -> Preset:
         """The sampler numbers of "draft", "standard" or "best", some of them replaced. Raises InputError."""
@@ -348,6 +349,7 @@ def import_anchor(path: Path, replace: bool = False, consent: Consent | None = N
         if len(manifests) != 1:
             raise InputError(f"'{Path(path).name}' is not an anchor package: it has no single {MANIFEST}.")
         anchor = load_anchor(manifests[0].parent)
+        _check_shapes(anchor)
         if consent is not None:
             if anchor.manifest.consent.kind != "unstated":
                 raise InputError(f"Anchor '{anchor.id}' brings its own consent record; please leave out --consent.")
@@ -412,6 +414,40 @@ def _check_contents(anchor: Anchor) -> None:
         listed = name == MANIFEST or name in anchor.manifest.files
         if path.is_file() and suffix in {".json", ".safetensors"} and not listed:
             raise InputError(f"Anchor '{anchor.id}': '{name}' is not listed in its {MANIFEST}.")
+
+
+def _check_shapes(anchor: Anchor) -> None:
+    """Open all files as far as their sizes, body and background as a whole: what is wrong is said at the import."""
+    from safetensors import SafetensorError, safe_open
+
+    for name in anchor.manifest.files:
+        path = anchor.folder / name
+        if path.suffix in (".png", ".jpg", ".jpeg"):
+            with _picture(path, anchor.id):
+                pass
+        elif path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except (SafetensorError, OSError):
+                raise InputError(f"Anchor '{anchor.id}': '{name}' is cut off or no safetensors file.") from None
+    _ = anchor.background
+    if anchor.manifest.body is None:
+        _ = anchor.body
+
+
+@contextmanager
+def _picture(path: Path, anchor: str) -> Iterator[Image.Image]:
+    """An opened picture of a package that is not too large to be decoded. Raises InputError."""
+    try:
+        with Image.open(path) as picture:
+            if max(picture.size) > MAX_SIDE:
+                raise InputError(f"Anchor '{anchor}': '{path.name}' is larger than {MAX_SIDE} pixels.")
+            yield picture
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise InputError(f"Anchor '{anchor}': '{path.name}' is not a readable picture.") from None
 
 
 _verified: dict[tuple[str, int, int], str] = {}
