@@ -1,5 +1,6 @@
 """Anchor packages: what is accepted, what is refused and with which words."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -200,3 +201,33 @@ def test_zip_bombs_are_not_unpacked(home, tmp_path):
     with pytest.raises(InputError):
         import_anchor(bomb)
     assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name,content,words",
+    [
+        ("background.png", b"\x89PNG\r\n\x1a\n", "'background.png' is not a readable picture"),
+        ("thumbnail.jpg", b"GIF89a", "'thumbnail.jpg' is not a readable picture"),
+        ("body/unet/diffusion_pytorch_model.safetensors", b"\xff" * 64, "is cut off or no safetensors"),
+        ("body.safetensors", b"\xff" * 64, "'body.safetensors' is cut off"),
+    ],
+)
+def test_damage_that_has_a_checksum_is_noticed_at_the_import(home, copied, tmp_path, name, content, words):
+    (copied / name).write_bytes(content)
+    manifest = json.loads((copied / "anchor.json").read_text())
+    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    change_manifest(copied, files=manifest["files"])
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for path in copied.rglob("*.*"):
+            archive.write(path, path.relative_to(copied))
+    with pytest.raises(InputError, match=words):
+        import_anchor(tmp_path / "p.zip")
+    assert list(home.iterdir()) == []
+
+
+def test_a_huge_picture_is_not_decoded(copied):
+    from PIL import Image
+
+    Image.new("1", (9000, 2)).save(copied / "background.png")
+    with pytest.raises(InputError, match="larger than 8192 pixels"):
+        _ = anchors.Anchor(copied, load_anchor(copied, verify=False).manifest).background
