@@ -30,7 +30,7 @@ def bench(anchor: str | None, seconds: float, runs: list[str]) -> None:
     print(f"{seconds:g} s of speech on {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
     with tempfile.TemporaryDirectory() as folder:
         speech = Path(folder) / "speech.wav"
-        _sample_speech(speech, seconds)
+        sample_speech(speech, seconds)
         for run in runs:
             _measure(run, speech, seconds, anchor)
 
@@ -72,7 +72,7 @@ def _children_cpu() -> float:
     return times.children_user + times.children_system
 
 
-def _sample_speech(path: Path, seconds: float) -> None:
+def sample_speech(path: Path, seconds: float) -> None:
     """The first bundled sample, repeated to the wanted length."""
     import ffmpeg
 

@@ -136,9 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     motion = commands.add_parser("motion", help="motion models and files")
     cli_motion.add_motion_commands(motion, _Parser)
 
-    bench = commands.add_parser("bench", help="times and memory of renders, or the quality of motions and anchors")
+    bench = commands.add_parser("bench", help="times and memory of renders, or the quality of motions, anchors, marks")
     bench.add_argument(
-        "what", nargs="?", choices=("render", "motion", "anchors"), default="render", help="default: render"
+        "what", nargs="?", choices=("render", "motion", "anchors", "trust"), default="render", help="default: render"
     )
     bench.add_argument("name", nargs="?", help="anchors: which one, default: all that bring a held-out clip")
     bench.add_argument("footage", nargs="?", help="anchors: a footage folder, default: the clip in the package")
@@ -148,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--runs", default="preview,draft,standard", help="comma-separated, default %(default)s")
     cli_motion.add_bench_options(bench.add_argument_group("motion: lips and gestures in numbers, as Markdown"))
     cli_anchors.add_bench_options(bench.add_argument_group("anchors: pictures against a held-out clip, as Markdown"))
+    cli_trust.add_bench_options(bench.add_argument_group("trust: what the invisible mark survives, as Markdown"))
     bench.set_defaults(run=_bench)
 
     cli_trust.add_verify_command(commands)
@@ -290,6 +291,8 @@ def _bench(options: argparse.Namespace) -> None:
         return cli_motion.bench_motion(options)
     if options.what == "anchors":
         return cli_anchors.bench_anchors(options)
+    if options.what == "trust":
+        return cli_trust.bench(options)
     bench(options.anchor, options.seconds, options.runs.split(","))
 
 

@@ -78,6 +78,18 @@ def _verify(options: argparse.Namespace) -> int:
     return verdict.exit_code
 
 
+def add_bench_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument("--keys", type=int, default=24, metavar="N", help="patterns to try chance on, default 24")
+
+
+def bench(options: argparse.Namespace) -> None:
+    from avatar_app.trust.bench import bench_trust
+
+    if not 2 <= options.keys <= 10_000:
+        raise InputError(f"Chance is tried on 2 to 10000 patterns, not {options.keys}.")
+    bench_trust(options.anchor, min(options.seconds, 4.0), options.keys)
+
+
 def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)

@@ -35,13 +35,10 @@ BAND = (8, 24)  # frequencies in use, periods per tile: waves of 32 to 11 pixels
 SEED = 0x7A1E  # of the pattern; another one makes a mark that others cannot read
 BLOCK = 8  # pixels along a side over which visibility is judged
 
-FLAT, BUSY = np.float32(0.75), np.float32(0.16)  # amplitude in levels on flat ground; more per level that it bends
+FLAT, BUSY = np.float32(0.68), np.float32(0.18)  # amplitude in levels on flat ground; more per level that it bends
 STRONGEST = np.float32(1.85)  # amplitude anywhere, which with the dither keeps every frame above 42 dB
 EDGE = np.int32(24)  # bends count up to this, so that one outline does not make a block busy
-DARK, DARKEST = (
-    np.float32(56),
-    np.float32(0.55),
-)  # below this brightness the amplitude sinks to this share
+DARK, DARKEST = np.float32(72), np.float32(0.5)  # below this brightness the amplitude sinks, to this share on black
 SCALES = 0.992 ** np.arange(42)  # how much of the short side a crop may have left, 1 to 0.72
 THRESHOLD = 43.0  # of the score; unmarked clips reach 35 to 40
 LOOKS, LOOK_SECONDS, LOOK_RATE = 3, 4, 4  # parts of a video that are searched, their length, frames per second in them

@@ -1,0 +1,151 @@
+"""The mark in the frames, the signature around the file, and what `verify` makes of both."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from avatar_app import RenderSettings, render
+from avatar_app.cli import main
+from avatar_app.trust import bench, credentials, marks, verify, watermark
+from avatar_app.trust.watermark import Watermark
+from talkshow_bridge.errors import InputError
+
+ID = "0123456789abcdef"
+SIZE = 512
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """A second of a presenter-like scene: a dark gradient, soft shapes, a textured one that moves."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    scene = np.stack([20 + x / 16, 30 + y / 12, 60 + (x + y) / 16], -1)
+    cloth = random.normal(0, 9, (SIZE, SIZE, 1)).astype(np.float32)
+    film = []
+    for moment in range(25):
+        center = 256 + 40 * np.sin(moment / 4)
+        body = 1 / (1 + np.exp((np.hypot((x - center) / 110, (y - 420) / 200) - 1) * 20))
+        head = 1 / (1 + np.exp((np.hypot((x - center) / 50, (y - 150) / 70) - 1) * 30))
+        shot = scene + (np.array([45, 45, 55]) + cloth - scene) * body[..., None]
+        film.append(shot + (np.array([205, 160, 140]) + 12 * np.sin(y / 9)[..., None] - shot) * head[..., None])
+    return np.clip(np.stack(film), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def marked(frames):
+    return Watermark(ID).mark(frames)
+
+
+@pytest.mark.parametrize("name", ["H.264 CRF 28", "half size", "crop 10 %", "crop 10 %, back to size", "30 fps"])
+def test_the_mark_survives(name, frames, marked, tmp_path):
+    found = bench._after(marked, 25, *bench.TRANSFORMS[name], tmp_path)
+    assert found.valid and found.payload.hex() == ID
+
+
+def test_the_mark_is_faint_and_always_the_same(frames, marked):
+    assert min(bench._psnr(one, other) for one, other in zip(frames, marked, strict=True)) >= 42
+    noisy = np.random.default_rng(1).integers(0, 256, (1, 96, 128, 3), np.uint8)
+    assert bench._psnr(noisy, Watermark("anything").mark(noisy)) >= 42  # as strong as it ever gets
+    assert np.array_equal(Watermark(bytes.fromhex(ID)).mark(frames[7:9]), marked[7:9])
+    change = marked.astype(int) - frames
+    assert np.abs(change[0] - change[-1])[:40, :40].mean() < 0.02  # nothing flickers where nothing moves
+    flat = np.full((1, SIZE, SIZE, 3), 12, np.uint8)
+    assert np.abs(Watermark(ID).mark(flat).astype(int) - flat).max() <= 2
+
+
+def test_nothing_is_found_where_nothing_is(frames):
+    residue = watermark.mean_residual(list(frames[:3, :, :, 1]))
+    scores = [watermark.search(residue, seed, watermark.SCALES[::6]).score for seed in range(1, 7)]
+    assert max(scores) < watermark.THRESHOLD - 3
+    assert not watermark.search(residue, scales=watermark.SCALES[::6]).valid
+
+
+@pytest.fixture(scope="module")
+def video(tiny_anchor, tiny_motion, tmp_path_factory):
+    """A rendered, signed video with its side-car; the tiny presenter is too small for the mark."""
+    folder = tmp_path_factory.mktemp("signed")
+    return render(None, tiny_anchor.folder, folder / "out.mp4", motion=tiny_motion[:12]).path
+
+
+def test_what_is_signed(video, tiny_anchor):
+    signed = credentials.read(video)
+    assert signed.state == "trusted" and signed.own and signed.generated and signed.software.startswith("avatar_app ")
+    told = json.loads(video.with_suffix(".json").read_text())["trust"]
+    assert told.pop("signed") and signed.facts == told
+    assert told["consent"]["id"] == tiny_anchor.manifest.consent.id and told["anchor"]["id"] == "tiny"
+    key = credentials.key_folder() / "signing.pem"
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_one_flipped_byte_breaks_the_signature(video, tmp_path, capsys):
+    copy = tmp_path / "copy.mp4"
+    content = video.read_bytes()
+    assert main(["verify", str(video)]) == 0 and "not altered" in capsys.readouterr().out
+    for place in (content.index(b"mdat") + 40, len(content) // 2, len(content) - 3):
+        copy.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert credentials.read(copy).state == "invalid", place
+    assert main(["verify", str(copy)]) == 4 and "altered since" in capsys.readouterr().out
+    assert main(["verify", str(copy), "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["altered"] is True
+
+
+def test_signed_by_others(video, tmp_path, monkeypatch):
+    monkeypatch.setenv("AVATAR_APP_KEYS", str(tmp_path / "other"))
+    verdict = verify.check(video)
+    assert verdict.signed.state == "valid" and not verdict.signed.own and verdict.exit_code == 0
+    assert any("could not be verified" in sentence for sentence in verdict.sentences)
+    assert not (tmp_path / "other").exists()  # looking makes no key
+
+
+def test_not_signed_or_not_a_video(frames, marked, tmp_path, capsys):
+    path = tmp_path / "written.mp4"
+    bench._after(marked[:8], 25, 20, "null", tmp_path)
+    verdict = verify.check(path)
+    assert (verdict.watermark, verdict.altered, verdict.synthetic, verdict.exit_code) == (ID, None, True, 3)
+    claims = {"watermark": "f" * 16, "anchor": {"id": "a"}}
+    credentials.sign(path, claims)
+    contradiction = verify.check(path)
+    assert contradiction.exit_code == 4 and "different videos" in contradiction.sentences[-1]
+    for name, content in (("x.mp4", b""), ("y.mp4", b"no video" * 99)):
+        (tmp_path / name).write_bytes(content)
+        assert main(["verify", str(tmp_path / name)]) == 2
+    assert main(["verify", str(tmp_path / "nowhere.mp4")]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 3
+
+
+def test_no_silent_unsigned_video(tiny_anchor, tiny_motion, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("AVATAR_APP_KEYS", str(tmp_path / "file"))
+    out = tmp_path / "out.mp4"
+    with pytest.raises(InputError, match="signing key cannot be kept .*--no-credentials"):
+        render(None, tiny_anchor.folder, out, motion=tiny_motion[:4])
+    assert not out.exists()
+    plain = RenderSettings(credentials=False, watermark=False)
+    assert credentials.read(render(None, tiny_anchor.folder, out, plain, motion=tiny_motion[:4]).path) is None
+
+
+def test_a_certificate_of_ones_own(video, tmp_path, monkeypatch):
+    pem = tmp_path / "mine.pem"
+    pem.write_bytes(credentials._make_certificates())
+    monkeypatch.setenv("AVATAR_APP_CERTIFICATE", str(pem))
+    with pytest.raises(InputError, match="given together"):
+        credentials.identity()
+    monkeypatch.setenv("AVATAR_APP_CERTIFICATE_KEY", str(pem))
+    copy = shutil.copy(video, tmp_path / "copy.mp4")
+    credentials.sign(copy, {"id": "again"})
+    signed = credentials.read(copy)
+    assert signed.own and signed.state == "valid" and signed.facts == {"id": "again"}
+    monkeypatch.setenv("AVATAR_APP_TRUSTED", str(pem))
+    assert credentials.read(copy).state == "trusted"
+    monkeypatch.setenv("AVATAR_APP_CERTIFICATE_KEY", str(credentials.key_folder() / "signing.pem"))
+    with pytest.raises(InputError, match="does not belong to the key"):
+        credentials.check_ready()
+
+
+def test_the_label_is_seen(frames):
+    labelled = marks.labelled(frames[:2])
+    change = np.abs(labelled.astype(int) - frames[:2]).max((0, 3)) > 0
+    rows, columns = np.flatnonzero(change.any(1)), np.flatnonzero(change.any(0))
+    assert rows.min() > 0.9 * SIZE and 80 < columns.max() < SIZE / 3 and labelled[0, rows.min() :].max() > 200
