@@ -38,7 +38,7 @@ class WorkFolder:
             self._begun = {}
             self._note(ingredients=ingredients, id=id or secrets.token_hex(16))
         for stale in path.glob(".*.part"):
-            stale.unlink()
+            stale.unlink(missing_ok=True)
         self.id: str = self._begun["id"]
 
     def _note(self, **facts: object) -> None:

@@ -1,6 +1,6 @@
 """The jobs of all visitors: a SQLite table, and a folder for the files of each.
 
-    <folder>/jobs.sqlite
+    <folder>/jobs.db
              <id>/speech.wav  motion.npz  video.mp4  video.json  thumbnail.jpg  work/piece-00000.mp4 ...
 
 Every change of state is one SQL transaction that names the state it starts from, so that however many servers and
@@ -51,7 +51,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     speech TEXT, duration REAL NOT NULL, expected REAL NOT NULL, state TEXT NOT NULL, turn INTEGER NOT NULL,
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 1,
     created REAL NOT NULL, started REAL, finished REAL, error TEXT,
-    worker TEXT, heartbeat REAL, stage_started REAL, stage_first INTEGER, interruptions INTEGER NOT NULL DEFAULT 0
+    worker TEXT, heartbeat REAL, stage_started REAL, stage_first INTEGER,
+    furthest INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS by_owner ON jobs (owner, created);
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, turn);
@@ -204,6 +205,8 @@ class Jobs:
 
     def claim(self, worker: str, lane: str = "video") -> str | None:
         """The id of the next queued job of a lane, now running and this worker's; None when there is none."""
+        if not self.waiting(lane):  # no lock for nothing
+            return None
         now, kinds = time.time(), LANES[lane]
         with self._transaction() as connection:
             row = connection.execute(
@@ -231,12 +234,13 @@ class Jobs:
         """Where a running job is; False when it is this worker's no more."""
         now = time.time()
         return self._change(
-            "UPDATE jobs SET heartbeat = ?, done = ?, total = ?,"
-            " interruptions = CASE WHEN stage = ? AND stage_first < ? THEN 0 ELSE interruptions END,"
-            " stage_started = CASE WHEN stage = ? THEN stage_started ELSE ? END,"
-            " stage_first = CASE WHEN stage = ? THEN stage_first ELSE ? END, stage = ?"
-            f" WHERE {_HELD}",
-            (now, done, total, stage, done, stage, now, stage, done, stage, id, worker),
+            "UPDATE jobs SET heartbeat = :now, done = :done, total = :total,"
+            " interruptions = CASE WHEN :stage = 'frames' AND :done > furthest THEN 0 ELSE interruptions END,"
+            " furthest = CASE WHEN :stage = 'frames' THEN max(furthest, :done) ELSE furthest END,"
+            " stage_started = CASE WHEN stage = :stage THEN stage_started ELSE :now END,"
+            " stage_first = CASE WHEN stage = :stage THEN stage_first ELSE :done END, stage = :stage"
+            " WHERE id = :id AND worker = :worker AND state = 'running'",
+            {"now": now, "done": done, "total": total, "stage": stage, "id": id, "worker": worker},
         )
 
     def finish(self, id: str, worker: str, error: str | None = None) -> bool:
@@ -280,7 +284,7 @@ class Jobs:
     def _connection(self) -> sqlite3.Connection:
         connection = getattr(self._local, "connection", None)
         if connection is None or self._local.process != os.getpid():
-            connection = sqlite3.connect(self.folder / "jobs.sqlite", timeout=BUSY, isolation_level=None)
+            connection = sqlite3.connect(self.folder / "jobs.db", timeout=BUSY, isolation_level=None)
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # what was answered survives a power cut
@@ -298,7 +302,7 @@ class Jobs:
             raise
         connection.execute("COMMIT")
 
-    def _change(self, statement: str, values: tuple) -> bool:
+    def _change(self, statement: str, values: tuple | dict) -> bool:
         return self._connection.execute(statement, values).rowcount > 0
 
     @contextmanager
@@ -346,7 +350,7 @@ class Jobs:
             connection.execute(
                 "UPDATE jobs SET state = 'failed', finished = ?, error = ?"
                 " WHERE state = 'queued' AND interruptions > ?",
-                (time.time(), GIVEN_UP.format(self.limits.interruptions), self.limits.interruptions),
+                (time.time(), GIVEN_UP.format(self.limits.interruptions + 1), self.limits.interruptions),
             )
 
     def _remove(self, id: str) -> None:

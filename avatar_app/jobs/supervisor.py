@@ -117,6 +117,7 @@ class Workers:
                 stdout=output,
                 stderr=output,
                 env=environment,
+                start_new_session=True,  # Ctrl-C is the server's to handle
             )
 
 
