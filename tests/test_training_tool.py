@@ -195,7 +195,7 @@ def test_train_makes_an_anchor_and_goes_on_after_a_stop(delivered, tmp_path, mon
     (tmp_path / "anchors").mkdir()
 
     def stop(stage: str, done: int, total: int) -> None:
-        if done >= 5:
+        if done >= 3:
             raise KeyboardInterrupt
 
     work = tmp_path / "work" / "small"

@@ -69,6 +69,7 @@ class Distiller:
             self.count, self.elapsed = self.count + 1, time.time() - begin
             if self.count % 20 == 0:
                 log.info("step %d, loss %.4f", self.count, sum(losses[-20:]) / 20)
+            if self.count % 4 == 0:
                 write_json(out / "progress.json", {"step": self.count, "seconds": self.elapsed, "of": seconds})
             if time.time() - saved > 120:
                 self.save(out)

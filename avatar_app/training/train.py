@@ -204,7 +204,7 @@ class Trainer:
         workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
         batches = [Batches(folder, kind, seed + number, workers) for number, folder in enumerate(folders)]
         self.rng = batches[0].rng
-        self.networks = self._new_networks(folders, batches[0].footage.size, start)
+        self.networks = self._new_networks(folders, start)
         self.networks.to(self.device, memory_format=torch.channels_last)
         encoder = self.networks.condition_encoder
         self.people = [Person(folder, each, encoder) for folder, each in zip(folders, batches, strict=True)]
@@ -222,7 +222,7 @@ class Trainer:
         if (out / "state.pt").exists():
             self.resume()
 
-    def _new_networks(self, folders: list[Path], size: int, start: Path | None) -> NativeNetworks:
+    def _new_networks(self, folders: list[Path], start: Path | None) -> NativeNetworks:
         config = copy.deepcopy(self.recipe.networks)
         begun = NativeNetworks.load(start) if start else None
         if begun:  # the architecture comes with the weights
@@ -232,8 +232,9 @@ class Trainer:
                 "autoencoder": own_options(begun.autoencoder.config),
                 "unet_widths": tuple(begun.unet.config.block_out_channels),
             }
-        has_plate = self.kind == "body" and all((folder / "plate.png").exists() for folder in folders)
-        config.setdefault("condition", {})["plate_size"] = (size, size) if has_plate else None
+        plates = [folder / "plate.png" for folder in folders]
+        plate_size = Image.open(plates[0]).size[::-1] if all(plate.exists() for plate in plates) else None
+        config.setdefault("condition", {})["plate_size"] = plate_size
         networks = NativeNetworks(**config)
         if begun:
             known = begun.state_dict()
@@ -310,7 +311,7 @@ class Trainer:
 
     # -- the run
     def run(self, seconds: float) -> None:
-        report, saved = [], time.time()
+        report, saved, noted = [], time.time(), 0.0
         begin = time.time() - self.elapsed
         checked = self.scores[-1][0] if self.scores else self.elapsed
         peak = FINE_TUNING_RATE if self.fine_tuned else RATE
@@ -323,6 +324,10 @@ class Trainer:
             self.elapsed = time.time() - begin
             if self.step % 50 == 0:
                 self.tell(np.mean(report[-50:], axis=0), seconds)
+            if time.time() - noted > 2:
+                facts = {"step": self.step, "seconds": self.elapsed, "of": seconds, "held_out": self.scores}
+                write_json(self.out / "progress.json", facts)
+                noted = time.time()
             if self.elapsed - checked > max(60, CHECK_SHARE * seconds):
                 checked = self.elapsed
                 self.check()
@@ -339,14 +344,6 @@ class Trainer:
     def tell(self, mean: np.ndarray, seconds: float) -> None:
         left, psnr = (seconds - self.elapsed) / 60, -10 * np.log10(mean[1])
         print(f"step {self.step} loss {mean[0]:.4f} PSNR {psnr:.2f} dB, {left:.0f} min left", flush=True)
-        facts = {
-            "step": self.step,
-            "seconds": self.elapsed,
-            "of": seconds,
-            "psnr": float(psnr),
-            "held_out": self.scores,
-        }
-        write_json(self.out / "progress.json", facts)
 
     def check(self) -> None:
         """Paint the held-out pictures with the running mean: note how good they are, show some, keep the best weights.
