@@ -52,6 +52,7 @@ class Preset(_Strict):
     windows: "overlap" averages what several windows say about a frame, "shifted" predicts every frame once a step in
     windows that move. lora: strength of <part>/lora.safetensors or lora.safetensors (stable-diffusion anchors).
     pooled_keys: cheaper, approximate attention between frames in the largest layers.
+    int8: native networks compute in 8 bits where the CPU engine is at work: twice as fast, half a level away.
     """
 
     steps: int = Field(ge=1, le=1000)
@@ -64,6 +65,7 @@ class Preset(_Strict):
     scheduler: Literal["ddim", "dpm++", "lcm"] = "ddim"
     lora: float = Field(0.0, ge=0, le=2)
     pooled_keys: bool = False
+    int8: bool = False
 
     @classmethod
     def from_options(cls, options: "Preset | dict") -> "Preset":

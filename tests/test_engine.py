@@ -1,13 +1,24 @@
 """The fast CPU engine and its kernels against the torch networks; 8-bit weights."""
 
+from itertools import count
+from threading import Event
+
 import numpy as np
 import pytest
 import torch
 from conftest import FACE_PIXELS, make_tiny_motion
+from safetensors.torch import save_file
 
+from avatar_app.anchors import Anchor
+from avatar_app.diffusion import engine
+from avatar_app.diffusion.compact import load_compact, save_compact
 from avatar_app.diffusion.engine import EngineNetworks, engine_version
+from avatar_app.diffusion.features import UNKNOWN, WHOLE, condition_features
+from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.mesh.conditions import render_conditions
+from avatar_app.stages import ahead
+from talkshow_bridge.errors import InputError
 
 needs_openvino = pytest.mark.skipif(engine_version() is None, reason="OpenVINO is not installed")
 
@@ -42,14 +53,118 @@ def test_engine_equals_torch(tiny_anchor, maps, crop):
         expected = torch_networks.condition(channels_first(maps), None if place is None else torch.from_numpy(place))
         latents = torch_networks.predict(noise, 999, expected)
         pictures = torch_networks.decode(latents, expected)
-        engine = EngineNetworks(folder, together=False)
-        condition = engine.condition(maps, place)
+        fast = EngineNetworks(folder, together=False)
+        condition = fast.condition(maps, place)
         close(condition.latent, expected.latent)
         close(condition.detail.permute(0, 3, 1, 2), expected.detail)
         close(condition.base.permute(0, 3, 1, 2), expected.base)
-        close(engine.predict(noise, 999, condition, 6), latents)
-        close(engine.decode(latents, condition), pictures)
+        close(fast.predict(noise, 999, condition, 6), latents)
+        close(fast.decode(latents, condition), pictures)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() < 1e-3
+
+
+@needs_openvino
+def test_videos_of_both_engines_are_the_same(tiny_anchor, maps, monkeypatch):
+    manifest = tiny_anchor.manifest.model_copy(update={"cross_frame_attention": True, "static_background": True})
+    anchor = Anchor(tiny_anchor.folder, manifest)
+    options = anchor.preset("draft", {"window": 4})
+    videos = {}
+    for choice in ("torch", "openvino"):
+        monkeypatch.setenv("AVATAR_APP_ENGINE", choice)
+        generator = FrameGenerator(anchor, options)
+        videos[choice] = np.concatenate(list(generator.frames(iter([maps]))))
+        assert (generator._painter.coupling is None) == (choice == "openvino")
+    difference = np.abs(videos["torch"].astype(int) - videos["openvino"])
+    assert videos["torch"].std() > 1 and difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@needs_openvino
+def test_graphs_are_kept_on_disk(tiny_anchor, monkeypatch):
+    EngineNetworks(tiny_anchor.file("face"), together=False)
+    monkeypatch.setattr(engine, "_trace", lambda *arguments: pytest.fail("the graphs were there"))
+    EngineNetworks(tiny_anchor.file("face"), together=False)
+
+
+@needs_openvino
+def test_8_bit_arithmetic_stays_near(tiny_anchor, maps, monkeypatch):
+    videos = []
+    for int8 in (False, True, True):
+        generator = FrameGenerator(tiny_anchor, tiny_anchor.preset("draft", {"int8": int8}))
+        videos.append(np.concatenate(list(generator.frames(iter([maps])))).astype(int))
+        if int8:  # the ranges are kept: the same pictures ever after
+            monkeypatch.setattr("avatar_app.diffusion.generator.typical_maps", lambda anchor: pytest.fail("kept"))
+    plain, rounded, again = videos
+    assert np.array_equal(rounded, again) and 0 < np.abs(rounded - plain).mean() < 2
+
+
+def test_switch(monkeypatch):
+    monkeypatch.setenv("AVATAR_APP_ENGINE", "torch")
+    assert not engine.engine_wanted(torch.device("cpu"), torch.float32)
+    monkeypatch.setenv("AVATAR_APP_ENGINE", "auto")
+    assert not engine.engine_wanted(torch.device("cuda"), torch.float32)
+    assert not engine.engine_wanted(torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(engine, "engine_version", lambda: None)
+    assert not engine.engine_wanted(torch.device("cpu"), torch.float32)
+    for choice, message in (("openvino", "not installed"), ("tensorrt", "must be one of")):
+        monkeypatch.setenv("AVATAR_APP_ENGINE", choice)
+        with pytest.raises(InputError, match=message):
+            engine.engine_wanted(torch.device("cpu"), torch.float32)
+
+
+def test_known_backgrounds_change_nothing(tiny_anchor, maps):
+    rng = np.random.default_rng(0)
+    texture, plate = rng.random((8, 16, 4), np.float32), rng.random((64, 64, 3), np.float32)
+
+    def run(maps: np.ndarray, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        base, features = np.empty((64, 64, 3), np.float32), np.empty((64, 64, 14), np.float32)
+        condition_features(maps, WHOLE, texture, plate, empty, base, features)
+        return base, features
+
+    empty = run(np.zeros_like(maps[0]), UNKNOWN)[1]
+    for slow, fast in zip(run(maps[0], UNKNOWN), run(maps[0], empty), strict=True):
+        assert np.array_equal(slow, fast)
+
+
+def test_weights_in_8_bits(tmp_path):
+    weights = {"texture": torch.randn(1, 4, 64, 64), "conv": torch.randn(64, 8, 3, 3) * 5, "bias": torch.randn(64)}
+    weights["conv"][3] = 0
+    save_compact(weights, tmp_path / "w.safetensors")
+    again = load_compact(tmp_path / "w.safetensors")
+    assert again.keys() == weights.keys() and not again["conv"][3].any()
+    for name, bound in (("texture", 0.6 * 5 / 127), ("conv", 0.6 * 25 / 127), ("bias", 2e-3)):
+        assert (again[name] - weights[name]).abs().max() < bound
+    save_file({name: value.half() for name, value in weights.items()}, tmp_path / "old.safetensors")
+    assert torch.equal(load_compact(tmp_path / "old.safetensors")["conv"], weights["conv"].half().float())
+    save_file({"conv": torch.ones(8, 8, dtype=torch.int8)}, tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="scale"):
+        load_compact(tmp_path / "bad.safetensors")
+
+
+def test_stages_keep_order_hand_on_errors_and_stop():
+    assert list(ahead(range(20), 3)) == list(range(20))
+    closed, made = Event(), []
+
+    def endless():
+        try:
+            for number in count():
+                made.append(number)
+                yield number
+        finally:
+            closed.set()
+
+    stage = ahead(endless(), 2)
+    assert [next(stage) for _ in range(3)] == [0, 1, 2]
+    stage.close()
+    assert closed.is_set() and len(made) <= 7
+
+    def failing():
+        yield 1
+        raise InputError("no more")
+
+    stage = ahead(failing(), 2)
+    assert next(stage) == 1
+    with pytest.raises(InputError, match="no more"):
+        next(stage)

@@ -9,6 +9,7 @@ AVATAR_APP_ENGINE chooses: "torch", "openvino", or "auto", the default: OpenVINO
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -29,16 +30,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from avatar_app.diffusion.compact import load_compact
-from avatar_app.diffusion.features import PART_GROUPS, WHOLE, Condition, condition_features
+from avatar_app.diffusion.denoise import seeded_noise
+from avatar_app.diffusion.features import PART_GROUPS, UNKNOWN, WHOLE, Condition, condition_features
 from avatar_app.estimate import cache_folder
+from avatar_app.mesh.conditions import CHANNELS
 from talkshow_bridge.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 1  # of the kept graphs; another number makes them anew
+LAYOUT = 2  # of the kept graphs; another number makes them anew
 KEPT = 12  # sets of graphs that stay on disk
 CHOICES = ("auto", "torch", "openvino")
 GRAPHS = ("encoder", "unet", "decoder")
+ROUNDED = ("encoder", "decoder")  # those that 8 bits suffice for
+PAINTER = ".paint/"  # in the name of the convolution that writes the picture
 
 
 def engine_version() -> str | None:
@@ -83,19 +88,25 @@ def each(work: Callable, *items: Iterable) -> list:
 class EngineNetworks:
     """Stands in for `NativeNetworks` where nothing is trained: the same calls, taking and giving torch tensors.
 
-    folder: as `NativeNetworks.save` wrote it. together: all frames of one `predict` see each other.
+    folder: as `NativeNetworks.save` wrote it. together: the frames of a window see each other. typical: makes condition
+    maps (n, H, W, 10) that are like those to come; with it encoder and decoder compute in 8 bits, for which 1e-3 does
+    not hold any more.
     `Condition.detail` and `.base` are kept channels-last, (N, H, W, c). Raises InputError like `NativeNetworks.load`.
     """
 
-    def __init__(self, folder: Path, together: bool):
+    def __init__(self, folder: Path, together: bool, typical: Callable[[], np.ndarray] | None = None):
         self._together = together
         self.autoencoder = SimpleNamespace(config=SimpleNamespace(**_config(folder / "autoencoder")))
         encoder = _encoder_pictures(folder / "condition_encoder")
         self._texture, self._plate = (_channels_last(encoder[name]) for name in ("texture", "plate"))
         self._features = self._texture.shape[2] + 3 + len(PART_GROUPS) + 2
-        self._graphs = _graphs(folder, together)
+        self._kept = cache_folder() / "engines" / _fingerprint(folder, together)
+        self._graphs = _graphs(folder, together, self._kept)
+        self._backgrounds: dict[tuple[int, int], np.ndarray] = {}
         self._compiled: dict[tuple, object] = {}
         self._lock, self._local = threading.Lock(), threading.local()
+        if typical is not None:
+            self._compute_in_8_bits(typical)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.downscale
@@ -110,9 +121,49 @@ class EngineNetworks:
         height, width = maps.shape[:2]
         base = np.empty((height, width, 3), np.float32)
         encoder = self._graph("encoder", (1, height, width, self._features))
-        condition_features(maps, place, self._texture, self._plate, base, encoder.inputs[0][0])
+        empty = self._empty(height, width) if place is WHOLE else UNKNOWN
+        condition_features(maps, place, self._texture, self._plate, empty, base, encoder.inputs[0][0])
         latent, detail = encoder.run()
         return latent[0], detail[0], base
+
+    def _compute_in_8_bits(self, typical: Callable[[], np.ndarray]) -> None:
+        """Replace encoder and decoder by their 8-bit graphs, from disk or, the first time, made from typical maps."""
+        try:
+            rounded = {name: _core().read_model(self._kept / f"{name}8.xml") for name in ROUNDED}
+        except RuntimeError:
+            rounded = self._rounded(typical())
+            with contextlib.suppress(OSError):
+                _keep({f"{name}8": model for name, model in rounded.items()}, self._kept)
+        with self._lock:
+            self._graphs |= rounded
+            self._compiled.clear()
+            self._local = threading.local()
+
+    def _rounded(self, maps: np.ndarray) -> dict:
+        """{name: openvino.Model} of the 8-bit graphs, with the ranges that values have in one step on these maps."""
+        count, height, width = maps.shape[:3]
+        features = np.empty((count, height, width, self._features), np.float32)
+        base = np.empty((height, width, 3), np.float32)
+        for picture, out in zip(maps, features, strict=True):
+            condition_features(picture, WHOLE, self._texture, self._plate, UNKNOWN, base, out)
+        condition = self.condition(maps)
+        noise = seeded_noise(self.latent_shape(height, width), 0).expand(count, -1, -1, -1)
+        latents = self.predict(noise, 999, condition, count)
+        inputs = {
+            "encoder": [[part[None]] for part in features],
+            "decoder": [[z[None], d[None]] for z, d in zip(latents.numpy(), condition.detail.numpy(), strict=True)],
+        }
+        return {name: in_8_bits(self._graphs[name], inputs[name]) for name in ROUNDED}
+
+    def _empty(self, height: int, width: int) -> np.ndarray:
+        """The features of a whole picture without a person."""
+        if (height, width) not in self._backgrounds:
+            maps = np.zeros((height, width, CHANNELS), np.float32)
+            base = np.empty((height, width, 3), np.float32)
+            features = np.empty((height, width, self._features), np.float32)
+            condition_features(maps, WHOLE, self._texture, self._plate, UNKNOWN, base, features)
+            self._backgrounds[height, width] = features
+        return self._backgrounds[height, width]
 
     def predict(self, latents: Tensor, timestep: Tensor | int, condition: Condition, window: int) -> Tensor:
         """Noisy latents (N, z, h, w) of windows of `window` frames at `timestep` (int or (N,)) -> clean latents."""
@@ -215,9 +266,8 @@ def _encoder_pictures(folder: Path) -> dict[str, Tensor]:
 # ----------------------------------------------------------------------------- graphs
 
 
-def _graphs(folder: Path, together: bool) -> dict:
-    """{name: openvino.Model} of a folder of networks, from disk or, the first time, traced and put there."""
-    kept = cache_folder() / "engines" / _fingerprint(folder, together)
+def _graphs(folder: Path, together: bool, kept: Path) -> dict:
+    """{name: openvino.Model} of a folder of networks, from `kept` or, the first time, traced and put there."""
     try:
         return {name: _core().read_model(kept / f"{name}.xml") for name in GRAPHS}
     except RuntimeError:
@@ -240,21 +290,51 @@ def _fingerprint(folder: Path, together: bool) -> str:
 
 
 def _keep(models: dict, folder: Path) -> None:
-    """Write the graphs where another start finds either all of them or none; the eldest sets go."""
+    """Write graphs into a folder, each complete before its name is there; the eldest folders go. Raises OSError."""
     from openvino import save_model
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         for name, model in models.items():
-            save_model(model, temporary / f"{name}.xml", compress_to_fp16=False)
-        if not folder.exists():
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            save_model(model, Path(temporary) / f"{name}.xml", compress_to_fp16=False)
+        for suffix in (".bin", ".xml"):  # whoever finds the second finds the first
+            for name in models:
+                os.replace(Path(temporary) / f"{name}{suffix}", folder / f"{name}{suffix}")
     others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in others[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def in_8_bits(model, inputs: list[list[np.ndarray]]):
+    """The model with its convolutions rounded to 8 bits; ranges are those of the float model on `inputs`.
+
+    Weights get a scale a channel. A last convolution that writes the picture stays as it is.
+    """
+    from openvino import Model, opset13
+
+    model = model.clone()
+    convolutions = [node for node in model.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    convolutions = [node for node in convolutions if PAINTER not in node.get_friendly_name()]
+    sources = [node.input_value(0) for node in convolutions]
+    probe = Model([opset13.result(source) for source in sources], model.get_parameters(), "ranges").clone()
+    probe = _core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    seen = np.array([[(value.min(), value.max()) for value in probe(each).values()] for each in inputs])
+    for node, source, low, high in zip(convolutions, sources, seen[..., 0].min(0), seen[..., 1].max(0), strict=True):
+        if low < 0:
+            low, high = -max(-low, high), max(-low, high) * 127 / 128
+        weights = node.input_value(1).get_node().get_data()
+        most = np.abs(weights).max(axis=(1, 2, 3), keepdims=True) + np.float32(1e-8)
+        node.input(0).replace_source_output(_rounded_to(source, np.float32(low), np.float32(high), 256))
+        node.input(1).replace_source_output(_rounded_to(opset13.constant(weights), -most, most, 255))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _rounded_to(source, low: np.ndarray, high: np.ndarray, levels: int):
+    from openvino import opset13
+
+    ends = [opset13.constant(end) for end in (low, high, low, high)]
+    return opset13.fake_quantize(source, *ends, levels).output(0)
 
 
 @torch.inference_mode(False)

@@ -16,6 +16,7 @@ PART_GROUPS = (("skin",), ("eye_l", "eye_r"), ("teeth_up", "teeth_low", "tongue"
 PARTS = tuple(name for group in PART_GROUPS for name in group)
 OUTLINE = 0.012  # jump of inverse depth in 1/m that makes an outline, about 6 cm at 2.2 m
 WHOLE = np.zeros((0, 0, 2), np.float32)  # the place of maps that are the whole picture
+UNKNOWN = np.zeros((0, 0, 0), np.float32)
 MASK_OF_PART = np.array([-1] + [k for k, group in enumerate(PART_GROUPS) for _ in group])
 _NORMAL, _UV = NORMAL.start, UV.start
 
@@ -36,11 +37,12 @@ class Condition(NamedTuple):
 
 
 @numba.njit(nogil=True, cache=True)
-def condition_features(maps, place, texture, plate, base, out):
+def condition_features(maps, place, texture, plate, empty, base, out):
     """One frame's features into out (h, w, F), in the order of `ConditionEncoder.features`, and its base (h, w, 3).
 
     maps (h, w, 10) condition maps. place (h, w, 2): x and y in the whole picture, -1..1, or `WHOLE`.
-    texture (th, tw, C), plate (ph, pw, 3) float32.
+    texture (th, tw, C), plate (ph, pw, 3) float32. empty (h, w, F): the features where nobody stands, if known, or
+    `UNKNOWN`.
     """
     height, width = maps.shape[:2]
     whole = place.shape[0] == 0
@@ -49,31 +51,34 @@ def condition_features(maps, place, texture, plate, base, out):
     own_plate = whole and plate.shape[0] == height and plate.shape[1] == width
     depth = np.empty((height, width), np.float32)
     top, bottom = height, -1
+    known = empty.shape[0] > 0
     for y in range(height):
+        if known:
+            out[y] = empty[y]
+            base[y] = empty[y, :, :3]
         for x in range(width):
-            pixel = out[y, x]
-            pixel[:] = 0
-            if whole:
-                pixel[last] = (x + np.float32(0.5)) * np.float32(2 / width) - 1
-                pixel[last + 1] = (y + np.float32(0.5)) * np.float32(2 / height) - 1
-            else:
-                pixel[last], pixel[last + 1] = place[y, x, 0], place[y, x, 1]
             part = int(maps[y, x, PART])
             depth[y, x] = maps[y, x, INVERSE_DEPTH]
-            if part == 0:
-                if own_plate:
-                    for k in range(3):
-                        base[y, x, k] = plate[y, x, k]
-                else:
-                    _sample_border(plate, pixel[last], pixel[last + 1], base[y, x])
-            else:
+            if part == 0 and known:
+                continue
+            if not known:
+                for k in range(last):
+                    out[y, x, k] = 0
+                out[y, x, last] = (x + 0.5) * 2 / width - 1 if whole else place[y, x, 0]
+                out[y, x, last + 1] = (y + 0.5) * 2 / height - 1 if whole else place[y, x, 1]
+            if part > 0:
                 top, bottom = min(top, y), max(bottom, y)
-                _sample(texture, maps[y, x, _UV], maps[y, x, _UV + 1], base[y, x], pixel)
+                _sample(texture, maps[y, x, _UV], maps[y, x, _UV + 1], base, out, y, x)
                 for k in range(3):
-                    pixel[normal + k] = maps[y, x, _NORMAL + k]
-                pixel[masks + MASK_OF_PART[part]] = 1
+                    out[y, x, normal + k] = maps[y, x, _NORMAL + k]
+                out[y, x, masks + MASK_OF_PART[part]] = 1
+            elif own_plate:
+                for k in range(3):
+                    base[y, x, k] = plate[y, x, k]
+            else:
+                _sample_border(plate, out[y, x, last], out[y, x, last + 1], base, y, x)
             for k in range(3):
-                pixel[k] = base[y, x, k]
+                out[y, x, k] = base[y, x, k]
     _soften_outlines(depth, base, max(top - 1, 0), min(bottom + 2, height), out)
 
 
@@ -108,45 +113,40 @@ def _soften_outlines(depth, base, top, bottom, out):
                 base[y, x, k] = out[y, x, k]
 
 
-@numba.njit(nogil=True, cache=True, inline="always")
-def _sample(texture, u, v, base, pixel):
-    """Bilinear look-up at texture coordinates; nothing lies beyond the rim."""
+@numba.njit(nogil=True, cache=True)
+def _sample(texture, u, v, base, out, y, x):
+    """Bilinear look-up at texture coordinates, into a pixel of base and out; nothing lies beyond the rim.
+
+    Plain indices here and below: slices of arrays are counted references, which cost more than the arithmetic."""
     height, width, channels = texture.shape
-    x, y = u * width - np.float32(0.5), (1 - v) * height - np.float32(0.5)
-    left, top = int(np.floor(x)), int(np.floor(y))
-    fx, fy = np.float32(x - left), np.float32(y - top)
+    column, row = u * width - np.float32(0.5), (1 - v) * height - np.float32(0.5)
+    left, top = int(np.floor(column)), int(np.floor(row))
+    fx, fy = np.float32(column - left), np.float32(row - top)
     for k in range(3):
-        base[k] = 0
-    for dy in range(2):
-        row = top + dy
-        if row < 0 or row >= height:
-            continue
+        base[y, x, k] = 0
+    for dy in range(max(0, -top), min(2, height - top)):
         wy = fy if dy else 1 - fy
-        for dx in range(2):
-            column = left + dx
-            if column < 0 or column >= width:
-                continue
+        for dx in range(max(0, -left), min(2, width - left)):
             weight = wy * (fx if dx else 1 - fx)
-            texel = texture[row, column]
             for k in range(3):
-                base[k] += weight * texel[k]
+                base[y, x, k] += weight * texture[top + dy, left + dx, k]
             for k in range(3, channels):
-                pixel[k] += weight * texel[k]
+                out[y, x, k] += weight * texture[top + dy, left + dx, k]
 
 
 @numba.njit(nogil=True, cache=True)
-def _sample_border(plate, place_x, place_y, base):
-    """Bilinear look-up at a place in the picture, -1..1; the rim goes on for ever."""
+def _sample_border(plate, place_x, place_y, base, y, x):
+    """Bilinear look-up at a place in the picture, -1..1, into a pixel of base; the rim goes on for ever."""
     height, width = plate.shape[:2]
-    x = min(max(((place_x + 1) * width - 1) / 2, 0), width - 1)
-    y = min(max(((place_y + 1) * height - 1) / 2, 0), height - 1)
-    left, top = int(x), int(y)
+    column = min(max(((place_x + 1) * width - 1) / 2, 0), width - 1)
+    row = min(max(((place_y + 1) * height - 1) / 2, 0), height - 1)
+    left, top = int(column), int(row)
     right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
-    fx, fy = np.float32(x - left), np.float32(y - top)
+    fx, fy = np.float32(column - left), np.float32(row - top)
     for k in range(3):
         upper = plate[top, left, k] * (1 - fx) + plate[top, right, k] * fx
         lower = plate[bottom, left, k] * (1 - fx) + plate[bottom, right, k] * fx
-        base[k] = upper * (1 - fy) + lower * fy
+        base[y, x, k] = upper * (1 - fy) + lower * fy
 
 
 @numba.njit(nogil=True, cache=True)

@@ -35,9 +35,10 @@ from avatar_app.diffusion.planner import (
     weight_count,
 )
 from avatar_app.diffusion.windows import Available, compat_windows, native_windows, shifted_windows
-from avatar_app.mesh.conditions import PART
+from avatar_app.mesh.conditions import PART, render_conditions
 from avatar_app.stages import ahead
 from talkshow_bridge.errors import InputError
+from talkshow_bridge.motion import Motion
 
 BATCH = 4  # frames that are encoded or, where frames do not see each other, predicted at a time
 LOOKAHEAD = 3  # batches that the CPU engine encodes while the UNet is at work
@@ -286,7 +287,8 @@ class NativePainter:
         self._engine = engine_wanted(device, dtype) and not (self.together and options.pooled_keys)
         self.lookahead = LOOKAHEAD if self._engine else 0
         if self._engine:
-            self.networks = EngineNetworks(anchor.file(part), self.together)
+            typical = partial(typical_maps, anchor) if options.int8 and part == "body" else None
+            self.networks = EngineNetworks(anchor.file(part), self.together, typical)
         else:
             self._load(anchor.file(part))
 
@@ -368,6 +370,18 @@ class NativePainter:
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
         return to_bytes_range(self.networks.decode(latents.to(self.dtype), Condition(*condition)))
+
+
+def typical_maps(anchor: Anchor) -> np.ndarray:
+    """Condition maps (n, height, width, 10) of a few poses far apart, from which 8-bit arithmetic takes its ranges."""
+    motion = Motion.rest(6, anchor.manifest.fps, anchor.body.expression_space)
+    swing = np.linspace(-1, 1, len(motion), dtype=np.float32)
+    left_shoulder, right_shoulder, left_elbow, right_elbow, head = 15, 16, 17, 18, 14  # rows of Motion.body
+    motion.body[:, left_shoulder, 2], motion.body[:, right_shoulder, 2] = swing * 0.3 - 1, 1 + swing * 0.3
+    motion.body[:, left_elbow, 1], motion.body[:, right_elbow, 1] = swing - 1.2, swing + 1.2
+    motion.body[:, head, 1] = 0.4 * swing
+    motion.jaw[:, 0] = 0.15 + 0.15 * swing
+    return render_conditions(anchor.body, anchor.vertices(motion), anchor.camera)
 
 
 class StableDiffusionPainter:
