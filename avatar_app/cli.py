@@ -53,13 +53,19 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="launch.py", description="Speech in, talking-presenter video out.")
-    parser.set_defaults(run=_app, listen=False, share=False, port=None)
+    parser.set_defaults(run=_app, listen=False, share=False, port=None, auth=None, manage_anchors=False)
     commands = parser.add_subparsers(metavar="command", parser_class=_Parser)
 
     app = commands.add_parser("app", help="open the web page (the default)")
     app.add_argument("--port", type=int, help="default: the first free one from 7860")
     app.add_argument("--listen", action="store_true", help="accept connections from other machines")
     app.add_argument("--share", action="store_true", help="ask gradio for a public link")
+    app.add_argument(
+        "--auth",
+        metavar="USER:PASSWORD",
+        help="who may come in, several separated by commas, or @FILE with one a line; default: AVATAR_APP_AUTH",
+    )
+    app.add_argument("--manage-anchors", action="store_true", help="visitors from elsewhere may change the presenters")
     app.set_defaults(run=_app)
 
     render = commands.add_parser("render", help="speech file -> video")
@@ -161,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
 def _app(options: argparse.Namespace) -> None:
     from avatar_app.web.app import serve
 
-    serve(port=options.port, listen=options.listen, share=options.share)
+    serve(options.port, options.listen, options.share, options.auth, options.manage_anchors)
 
 
 def _render(options: argparse.Namespace) -> None:

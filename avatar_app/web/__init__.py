@@ -1,0 +1,5 @@
+"""The pages. Whatever is imported first, gradio keeps to itself."""
+
+import os
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

@@ -1,0 +1,172 @@
+"""Every word of the page, in English and Chinese.
+
+Fixed labels are translated by the browser (`LABELS(key)`); sentences with numbers in them by the server (`say`), in the
+language that the browser asks for.
+"""
+
+from __future__ import annotations
+
+import gradio as gr
+
+# ruff: noqa: E501 (Chinese counts double)
+# fmt: off
+TEXTS = {
+    "lead": ("Speech in, presenter out. Everything is computed on this machine.", "输入语音，生成主播视频。一切都在本机计算。"),
+    "create": ("Create", "制作"),
+    "history": ("History", "历史"),
+    "anchors": ("Presenters", "主播"),
+    "check": ("Check a video", "检验视频"),
+    "speech": ("Speech", "语音"),
+    "speech_label": ("Upload, drop or record", "上传、拖入或录音"),
+    "samples": ("Or try a sample:", "或试用示例："),
+    "presenter": ("Presenter", "主播"),
+    "quality": ("Quality", "质量"),
+    "preset_info": ("Time and memory on this machine", "本机所需的时间和内存"),
+    "performance": ("Performance", "表演"),
+    "style": ("Style", "风格"),
+    "calm": ("Calm", "沉稳"), "neutral": ("Natural", "自然"), "lively": ("Lively", "活泼"),
+    "energy": ("Gesture energy", "手势幅度"),
+    "energy_info": ("0 still, 1 natural, 2 lively", "0 静止，1 自然，2 活跃"),
+    "seed": ("Take number", "版本号"),
+    "seed_info": ("another number, another performance", "换一个数字就换一种表演"),
+    "takes": ("Takes to preview", "预览版本数"),
+    "label": ("“AI-generated” label in the picture", "画面中标注“AI 生成”"),
+    "draft": ("Draft", "草稿"), "standard": ("Standard", "标准"), "best": ("Best", "最佳"),
+    "generate": ("Generate video", "生成视频"),
+    "stop": ("Stop", "停止"),
+    "preview": ("Preview motion", "预览动作"),
+    "new": ("Start another", "再做一个"),
+    "nothing": ("Your video appears here.", "视频将显示在这里。"),
+    "hint": ("Choose a speech, a presenter and a quality, then generate. The video plays while it is being made; you may "
+             "close this page meanwhile.", "选择语音、主播和质量，然后生成。视频边制作边播放；期间可以关闭本页面。"),
+    "need_speech": ("Please upload a speech, record one or take a sample first.", "请先上传语音、录音或选用示例。"),
+    "too_long": ("The speech lasts longer than the {limit} that this page takes; please cut it or use the command line.",
+                 "语音超过本页面允许的 {limit}；请剪短或使用命令行。"),
+    "ready": ("{length} of speech, ready.", "语音 {length}，可以开始。"),
+    "too_many": ("You have {count} unfinished jobs; please wait for one to end or stop one in the history.",
+                 "您有 {count} 个未完成的任务；请等待其结束，或在历史中停止一个。"),
+    "waiting_first": ("Waiting: next in line.", "等待中：下一个就是您。"),
+    "waiting": ("Waiting: {count} before yours.", "等待中：前面还有 {count} 个。"),
+    "stage_speech": ("Listening to the speech", "分析语音"),
+    "stage_anchor": ("Checking the presenter", "检查主播"),
+    "stage_motion": ("Planning face and gestures", "规划表情和手势"),
+    "stage_frames": ("Drawing the frames", "绘制画面"),
+    "stage_finish": ("Joining picture and sound", "合成画面和声音"),
+    "frames_of": ("{done} of {total}", "{done} / {total}"),
+    "elapsed": ("{time} so far", "已用 {time}"),
+    "left": ("about {time} left", "约剩 {time}"),
+    "no_time": ("estimating the time", "正在估计时间"),
+    "done": ("Done: {length} of video in {time}.", "完成：{length} 的视频用时 {time}。"),
+    "cancelled": ("Stopped. Nothing was lost: it can go on where it was.", "已停止。内容没有丢失，可以从停下处继续。"),
+    "failed": ("This did not work: {why}", "未能完成：{why}"),
+    "continue": ("Continue", "继续"),
+    "try_again": ("Try again", "重试"),
+    "again": ("Use these settings again", "再次使用这些设置"),
+    "downloads": ("Downloads", "下载"),
+    "d_video": ("Video (mp4)", "视频 (mp4)"),
+    "d_gif": ("GIF, first {count} s", "GIF，前 {count} 秒"),
+    "d_settings": ("Settings (json)", "设置 (json)"),
+    "d_npz": ("Motion (npz)", "动作 (npz)"), "d_bvh": ("Motion (BVH)", "动作 (BVH)"), "d_glb": ("Motion (GLB)", "动作 (GLB)"),
+    "report": ("Quality report", "质量报告"),
+    "repeat": ("Make it again without the page", "不用网页再做一次"),
+    "command": ("Command line", "命令行"),
+    "python": ("Python", "Python"),
+    "takes_title": ("Takes", "动作版本"),
+    "takes_hint": ("Mesh previews of your motion. Pick one and the video gets exactly this motion.",
+                   "动作的网格预览。选定一个，视频就使用完全相同的动作。"),
+    "take": ("Take {seed}", "版本 {seed}"),
+    "pick": ("Use this motion", "使用此动作"),
+    "picked": ("Chosen motion", "已选动作"),
+    "remove": ("Remove", "移除"),
+    "search": ("Search by name or presenter", "按名称或主播搜索"),
+    "state": ("State", "状态"),
+    "any": ("all", "全部"),
+    "s_queued": ("waiting", "等待"), "s_running": ("running", "进行中"), "s_done": ("finished", "已完成"),
+    "s_failed": ("failed", "失败"), "s_cancelled": ("stopped", "已停止"),
+    "no_jobs": ("Nothing here yet. Videos that you make appear in this list, also after a restart.",
+                "这里还没有内容。您制作的视频会出现在此处，重启后也在。"),
+    "no_match": ("Nothing fits this search.", "没有符合的内容。"),
+    "more": ("{count} older ones are not shown; search to find them.", "另有 {count} 个较早的未显示；可搜索查找。"),
+    "open": ("Open", "打开"),
+    "delete": ("Delete", "删除"),
+    "delete_sure": ("Delete this video and its files?", "删除此视频及其文件？"),
+    "render_with": ("Render again with", "更换主播重新生成"),
+    "k_video": ("video", "视频"), "k_preview": ("mesh preview", "网格预览"), "k_motion": ("motion", "动作"),
+    "licence": ("Licence", "许可"),
+    "consent": ("Consent", "授权"),
+    "size": ("Picture", "画面"),
+    "bundled": ("comes with the program", "程序自带"),
+    "own": ("your own", "自有"),
+    "export": ("Export (zip)", "导出 (zip)"),
+    "verify": ("Verify files", "校验文件"),
+    "verified": ("{name}: {count} files are sound.", "{name}：{count} 个文件完好。"),
+    "anchor_sure": ("Delete this presenter? Videos made with it stay.", "删除此主播？已生成的视频会保留。"),
+    "import": ("Add a presenter", "添加主播"),
+    "import_zip": ("Anchor package (.zip)", "主播包 (.zip)"),
+    "import_button": ("Import the package", "导入"),
+    "need_package": ("Please choose an anchor package (.zip) first.", "请先选择主播包 (.zip)。"),
+    "need_paths": ("Please name the checkpoint, Stable Diffusion 1.5, the photo and the camera file.",
+                   "请填写模型、Stable Diffusion 1.5、照片和相机文件的路径。"),
+    "imported": ("{name} is installed.", "{name} 已安装。"),
+    "deleted": ("{name} is deleted.", "{name} 已删除。"),
+    "not_here": ("This server does not let visitors change its presenters; its owner can (--manage-anchors).",
+                 "本服务器不允许访客更改主播；管理员可以开启 (--manage-anchors)。"),
+    "checkpoint": ("From an original Make-Your-Anchor checkpoint on this machine", "导入本机上的原版 Make-Your-Anchor 模型"),
+    "f_checkpoint": ("Folder of the person's checkpoint (body/, head/)", "人物模型文件夹 (body/, head/)"),
+    "f_base": ("Folder of Stable Diffusion 1.5", "Stable Diffusion 1.5 文件夹"),
+    "f_reference": ("Photo of the presenter as in training", "训练时使用的人物照片"),
+    "f_camera": ("Camera file (json or npz)", "相机文件 (json 或 npz)"),
+    "f_head": ("Aligned photo of the head (for head networks)", "头部对齐照片（用于头部网络）"),
+    "f_consent": ("Who is shown?", "画面中的人是谁？"),
+    "c_synthetic": ("nobody real", "虚构人物"), "c_self": ("myself", "我本人"),
+    "c_permission": ("somebody who agreed in writing", "书面同意的他人"),
+    "f_agree": ("This is true, and the person shown, if real, agrees to be shown in synthetic videos.",
+                "以上属实；若为真人，其同意出现在合成视频中。"),
+    "f_body": ("Body", "人体模型"),
+    "import_checkpoint": ("Import the checkpoint", "导入模型"),
+    "train": ("Train one from video", "用视频训练"),
+    "train_how": ("A presenter is trained from footage with `python3 launch.py anchors train --help`; the finished "
+                  "package then appears here.",
+                  "用 `python3 launch.py anchors train --help` 从素材训练主播；完成后会出现在这里。"),
+    "check_lead": ("Was this video made by this program, and has it been changed since? The file stays on this machine.",
+                   "此视频是否由本程序生成？之后是否被修改？文件只保留在本机。"),
+    "check_file": ("Video", "视频"),
+    "check_button": ("Check", "检验"),
+    "need_video": ("Please choose a video first.", "请先选择视频。"),
+    "server_error": ("Something went wrong on our side; the log of the server tells what. Please try again.",
+                     "服务器出错，详情见服务器日志。请重试。"),
+    "stalled": ("waiting for the next seconds …", "等待后续画面…"),
+    "offline": ("The connection is lost; your video goes on being made. This page returns by itself.",
+                "连接已断开；视频仍在制作。页面会自动恢复。"),
+    "gone_anchor": ("presenter no longer installed", "主播已不存在"),
+}
+# fmt: on
+
+_COLUMNS = {"en": 0, "zh": 1}
+LABELS = gr.I18n(
+    **{
+        language: {key: pair[_COLUMNS[language[:2]]] for key, pair in TEXTS.items()}
+        for language in ("en", "zh", "zh-CN", "zh-TW")
+    }
+)
+
+
+def language_of(accepted: str | None) -> str:
+    """ "zh" or "en", from an Accept-Language header: the first of the two that it names."""
+    for part in (accepted or "").lower().split(","):
+        if part.strip()[:2] in _COLUMNS:
+            return part.strip()[:2]
+    return "en"
+
+
+def say(language: str, key: str, **values: object) -> str:
+    """A text with its blanks filled in."""
+    return TEXTS[key][_COLUMNS[language]].format(**values)
+
+
+def lasting(language: str, seconds: float) -> str:
+    """A length of time as people say it: "40 s", "3 min"."""
+    from avatar_app.estimate import in_words
+
+    words = in_words(seconds)
+    return words if language == "en" else words.replace(" s", " 秒").replace(" min", " 分钟")
