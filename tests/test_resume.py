@@ -51,12 +51,13 @@ CASES = {  # name: (stable diffusion, options, facts, windows at once)
         *({"fps": 25, "condition": "normal-picture"}, 1),
     ),
 }
-COUNT = 50  # frames: four pieces of 12 and one of 2
-DONE = {1: 12, 4: 48, 5: 50}  # pieces before the crash: frames in them
+SLOW = {"overlap", "shifted, three at once", "stable diffusion, face"}  # the others show the same in less time
+COUNT = 38  # frames: three pieces of 12 and one of 2
+DONE = {1: 12, 3: 36, 4: 38}  # pieces before the crash: frames in them
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor, tmp_path, monkeypatch):  # noqa: F811
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
+def test_any_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor, tmp_path, monkeypatch):  # noqa: F811
     diffusion, options, facts, at_once = CASES[case]
     anchor = variant(face_anchor if diffusion else tiny_anchor, tmp_path / "person", options, **facts)
     plan = pipeline.WorkFolder.plan
@@ -73,7 +74,7 @@ def test_every_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anch
     motion = make_tiny_motion(COUNT)
     whole = make(tmp_path / "whole")
     pieces = sorted((tmp_path / "whole").glob("piece-*"))
-    for done, frames in DONE.items():
+    for done, frames in DONE.items() if case in SLOW else [(3, 36)]:
         work = tmp_path / f"broken-{done}"
         work.mkdir()
         for file in (tmp_path / "whole" / "render.json", *pieces[:done]):
