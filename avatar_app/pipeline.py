@@ -110,7 +110,6 @@ def render(
             if motion is None:
                 motion = kept.motion(lambda: make_motion(recording, settings, fps, device))
             check_expression_space(body, motion)
-            kept.length(len(motion), fps)
 
         with Pieces(folder, fps, (camera.width, camera.height), len(motion), settings.crf) as video:
             begin = video.frames
@@ -141,7 +140,7 @@ def render(
 
     timings = clock.seconds()
     if not settings.sampler_overrides() and not begin:
-        remember(presenter.id, "preview" if preview else settings.preset, len(motion), timings, device)
+        remember(presenter.id, "preview" if preview else settings.preset, len(motion), timings, device, peak_memory())
     facts = {
         "id": kept.id,
         **made_of,
