@@ -40,6 +40,7 @@ PACKAGES = {
     "pyrender": "MIT",
     "gradio": "Apache-2.0",
     "c2pa-python": "MIT OR Apache-2.0",
+    "cryptography": "Apache-2.0 OR BSD-3-Clause",
     "smplx": RESEARCH_ONLY,
 }
 PARTS = {
