@@ -17,21 +17,20 @@ import numpy as np
 from avatar_app.files import unfinished, write_json
 from talkshow_bridge.motion import Motion
 
-TABLE = "render.json"
 STATES_KEPT = 3  # of the observers, one a piece: the newest piece may not be complete yet
 
 
 class WorkFolder:
-    """render.json (ingredients, id, length, plan), motion.npz, the pieces of the video and what its observers had seen.
+    """render.json (ingredients, id, plan), motion.npz, the pieces of the video and what its observers had seen.
 
     ingredients: what decides the frames, as JSON. A folder that was begun with others is emptied.   id: of the video;
     None takes the one it was begun with, or a new one.
     """
 
     def __init__(self, path: Path, ingredients: dict, id: str | None = None):
-        self.path, self._table = path, path / TABLE
+        self.path, self._table = path, path / "render.json"
         path.mkdir(parents=True, exist_ok=True)
-        self._begun = begun = begun_with(path)
+        self._begun = begun = _read(self._table)
         if begun.get("ingredients") != json.loads(json.dumps(ingredients)) or id not in (None, begun.get("id")):
             for entry in path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -42,13 +41,8 @@ class WorkFolder:
         self.id: str = self._begun["id"]
 
     def _note(self, **facts: object) -> None:
-        if any(self._begun.get(name) != value for name, value in facts.items()):
-            self._begun |= facts
-            write_json(self._table, self._begun)
-
-    def length(self, frames: int, fps: float) -> None:
-        """Tells others how long the video will be."""
-        self._note(frames=frames, fps=fps)
+        self._begun |= facts
+        write_json(self._table, self._begun)
 
     def plan(self, make: Callable[[], dict]) -> dict:
         """How much the first run computed at once: the pictures' last bits depend on it."""
@@ -78,11 +72,6 @@ class WorkFolder:
     def kept(self, frames: int) -> dict | None:
         """The state that was kept at this frame, or None."""
         return _read(self.path / f"seen-{frames:09d}.json") or None
-
-
-def begun_with(folder: Path) -> dict:
-    """What a work folder says about its render: ingredients, id, frames, fps, plan, as far as known."""
-    return _read(folder / TABLE)
 
 
 def _read(path: Path) -> dict:

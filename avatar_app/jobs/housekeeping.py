@@ -78,11 +78,12 @@ def outdated(ended: Iterable[tuple[str, float, Path]], total: int, limits: Limit
 
 
 def orphans(folder: Path, known: set[str]) -> list[Path]:
-    """Folders that belong to no job and have not been touched for a while."""
+    """Folders that belong to no job, and hidden files, that have not been touched for a while."""
     found = []
     for path in folder.iterdir():
         try:
-            if path.is_dir() and path.name not in known and time.time() - path.stat().st_mtime > ORPHAN_AGE:
+            stray = path.name not in known if path.is_dir() else path.name.startswith(".")
+            if stray and time.time() - path.stat().st_mtime > ORPHAN_AGE:
                 found.append(path)
         except OSError:
             continue

@@ -67,7 +67,7 @@ class Job:
     position: jobs that start before this queued one, 0 = the next; None when it is not queued.
     seconds_left: until its end, waiting included; None once it is over.   error: one sentence, of a failed job.
     duration: of the speech in s.   folder: of its files.   video, sidecar, thumbnail, motion: None while missing.
-    segments: the finished pieces of the video, in order, playable before the whole is (see `jobs.live`).
+    segments: the finished pieces of the video, in order, each playable by itself.
     """
 
     id: str
@@ -275,8 +275,8 @@ class Jobs:
         ended = [(row["id"], row["finished"], self.folder / row["id"]) for row in rows if row["finished"]]
         for id in outdated(ended, size_of(self.folder), self.limits, now):
             self._remove(id)
-        for folder in orphans(self.folder, {row["id"] for row in rows}):
-            shutil.rmtree(folder, ignore_errors=True)
+        for stray in orphans(self.folder, {row["id"] for row in rows}):
+            shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
 
     # How
 
