@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ if TYPE_CHECKING:
     from avatar_app.anchors import Anchor
 
 REFERENCE_CORES = 2
-REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # a frame, 512x512, 2 cores
-FIXED_SECONDS = 8.0  # start, speech, motion and loading
+REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.07, "standard": 0.11, "best": 0.25}  # a frame, 512x512, 2 cores
+PLAIN_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # the same without OpenVINO
+FIXED_SECONDS = 6.0  # start, speech, motion and loading
 REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.9e9, "standard": 1.9e9, "best": 2.4e9}  # bytes, native anchors
 REFERENCE_BITS = 0.1  # a pixel of a frame at crf 18
 AUDIO_BYTES = 24_000  # a second
@@ -39,9 +41,10 @@ def _measured() -> dict[str, list[float]]:
 
 def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -> float:
     """Seconds for ``frames`` frames. mode: a preset or "preview"."""
+    reference = REFERENCE_SECONDS if find_spec("openvino") else PLAIN_SECONDS
     fixed, per_frame, *_ = _measured().get(f"{anchor}/{mode}/{device}") or (
         FIXED_SECONDS,
-        REFERENCE_SECONDS[mode] * REFERENCE_CORES / max(os.cpu_count() or 1, 1),
+        reference[mode] * REFERENCE_CORES / max(os.cpu_count() or 1, 1),
     )
     return fixed + per_frame * frames
 
