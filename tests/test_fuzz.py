@@ -1,6 +1,7 @@
 """Every parser of ours, fed with what hypothesis thinks of: it answers, or refuses with InputError, and nothing else.
 
-The quick profile is part of the usual tests; `launch.py test -m slow -k fuzz` looks a hundred times longer.
+The quick profile is part of the usual tests; `launch.py test -m slow -k fuzz` looks a hundred times longer, or at as
+many examples as the environment variable FUZZ_EXAMPLES says.
 """
 
 import io
@@ -34,7 +35,7 @@ from talkshow_bridge.motion import Motion
 QUICK = settings(
     max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-LONG = settings(QUICK, max_examples=2500, derandomize=False)
+LONG = settings(QUICK, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2500")), derandomize=False)
 
 texts = st.text(max_size=30)
 numbers = st.one_of(
