@@ -260,7 +260,7 @@ def presenter_frames(
 
     Yields frames (n, height, width, 3) uint8 RGB and vertices (n, V, 3) in metres; n is the generator's choice.
     """
-    with clock("loading"):  # importing diffusers takes longer than reading the weights
+    with clock("loading"):
         from avatar_app.diffusion.face import FaceEnhancer
         from avatar_app.diffusion.generator import FrameGenerator, plans_for
         from avatar_app.diffusion.inpainting import FaceInpainter
