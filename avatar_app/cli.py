@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     other.add_argument("--preview", metavar="MESH.mp4", help="a quick video of the moving mesh only")
     render.add_argument("--motion", metavar="MOTION", help="render this motion file (speech is then optional)")
+    render.add_argument("--work", metavar="DIR", help="keep finished pieces here: the same command goes on after a crash")
     render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
 
@@ -203,6 +204,7 @@ def _video(options: argparse.Namespace, settings: RenderSettings, suffix: str) -
         motion=_motion_file(options, settings) if options.motion else None,
         preview=bool(options.preview),
         device=options.device,
+        work=options.work and options.work + suffix,
     )
     print(f"{result.path}  ({result.duration:.1f} s of video in {result.timings['total']:.1f} s)")
     print(as_text(result.report, brief=True), file=sys.stderr)
