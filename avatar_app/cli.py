@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     other.add_argument("--preview", metavar="MESH.mp4", help="a quick video of the moving mesh only")
     render.add_argument("--motion", metavar="MOTION", help="render this motion file (speech is then optional)")
-    render.add_argument("--work", metavar="DIR", help="keep finished pieces here: the same command goes on after a crash")
+    render.add_argument("--work", metavar="DIR", help="keep finished pieces here, to go on after a crash")
     render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
 
