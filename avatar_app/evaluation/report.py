@@ -30,7 +30,7 @@ HEAD_SHAPE, MOUTH_SHAPE = (28, 24), (32, 32)  # rows, columns of the upright cro
 BLOCK_SECONDS = 2.0  # of the reference and of each comparison of the head
 SPEAKING, SILENT = -25.0, -35.0  # dB below the speech's loud parts
 PAUSE_EDGE = 0.1  # s at both ends of a pause in which the mouth may still move
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+HEAD_EVERY = 3  # frames: the head is compared that often
 LEAST = {"speech": 15, "pause": 8, "lips": 30, "borders": 3}  # frames (borders) without which nothing is said
 
 
@@ -142,11 +142,12 @@ class QualityReport:
 
     def _see_lips(self, frame: np.ndarray, vertices: np.ndarray, index: int) -> None:
         place, now = self._marks.face(vertices), self._now
-        self._see_face(place.crop(frame, place.middle, HEAD_AREA, HEAD_SHAPE), index)
+        if index % HEAD_EVERY == 0:
+            self._see_face(place.crop(frame, place.middle, HEAD_AREA, HEAD_SHAPE), index)
         if self._marks.lips is None:
             return
         aperture = self._marks.aperture(vertices)
-        mouth = place.crop(frame, self._marks.mouth(vertices, place), MOUTH_AREA, MOUTH_SHAPE) @ LUMA
+        mouth = luma(place.crop(frame, self._marks.mouth(vertices, place), MOUTH_AREA, MOUTH_SHAPE))
         begun = index > now.first[0]
         step = aperture - now.aperture[0] if begun else 0.0
         if begun:
@@ -160,15 +161,15 @@ class QualityReport:
 
     def _see_face(self, crop: np.ndarray, index: int) -> None:
         """Compare the head of each block of seconds with that of the first."""
-        now, length = self._now, max(1, round(BLOCK_SECONDS * self._fps))
-        part = 0 if index - now.first[0] < length else 1
+        now, length = self._now, max(1, round(BLOCK_SECONDS * self._fps / HEAD_EVERY))
+        part = 0 if now.head_count[0] < length else 1
         now.head_sum[part] += crop
         now.head_count[part] += 1
         if part and now.head_count[1] == length:
             reference, block = now.head_sum / now.head_count[:, None, None, None]
             drift = float(np.abs(block - reference).mean())
             if drift > now.drift[0]:
-                now.drift[:] = drift, index - length + 1
+                now.drift[:] = drift, index - (length - 1) * HEAD_EVERY
             now.head_sum[1], now.head_count[1] = 0, 0
 
     def _see_movement(self, vertices: np.ndarray, index: int) -> None:
@@ -182,7 +183,7 @@ class QualityReport:
 
     def _see_picture(self, frame: np.ndarray, vertices: np.ndarray, index: int) -> None:
         now = self._now
-        small = frame[self._rows][:, self._columns] @ LUMA
+        small = luma(frame[self._rows][:, self._columns])
         person = self._covered(vertices)
         if index > now.first[0]:
             difference = np.abs(small - now.small)
@@ -376,6 +377,12 @@ def remember(count: np.ndarray, frames: np.ndarray, index: int) -> None:
     if count[0] < len(frames):
         frames[count[0]] = index
     count += 1
+
+
+def luma(picture: np.ndarray) -> np.ndarray:
+    """(..., 3) RGB -> float32 luma (BT.601), without waking other threads for so little."""
+    red, green, blue = (picture[..., k].astype(np.float32) for k in range(3))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def loudness(speech: Speech, fps: float, frames: int) -> np.ndarray:
