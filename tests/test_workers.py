@@ -38,7 +38,7 @@ def jobs(tmp_path):
     return Jobs(tmp_path / "jobs", Limits(interruptions=100))
 
 
-def finish(jobs, ids, seconds=300):
+def finish(jobs, ids, seconds=1200):
     deadline = time.monotonic() + seconds
     while not all(jobs.get(id, "ann").over for id in ids):
         assert time.monotonic() < deadline, [jobs.get(id, "ann") for id in ids]
