@@ -100,7 +100,7 @@ FAULTS = {
     "NaN": (lambda f: spoil_motion(f, lambda a: a["jaw"].__setitem__(3, np.nan)), "not finite"),
     "slow": (lambda f: spoil_motion(f, lambda a: set_fps(a, 2.0)), "2 frames per second"),
     "no camera": (lambda f: (f / "camera.json").unlink(), "camera.json' is missing"),
-    "camera of infinity": (lambda f: change_camera(f, focal=float("inf")), "not finite"),
+    "camera of infinity": (lambda f: change_camera(f, focal=float("inf")), "focal length must be a number"),
     "camera looks away": (lambda f: change_camera(f, center=[2000, 64]), "does not see the head in 40 of 40"),
     "camera of another size": (lambda f: change_camera(f, width=256), "another size than their camera"),
     "black": (lambda f: Image.new("RGB", (WIDE, HIGH)).save(f / "train" / "000011.png"), "1 of 40 pictures are black"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,8 +13,8 @@ import numpy as np
 from avatar_app.mesh.body import HEAD, check_expression_space
 from avatar_app.mesh.camera import Camera
 from avatar_app.training.delivery import (
+    SETS,
     Take,
-    checked_camera,
     list_pictures,
     read_body,
     read_camera,
@@ -26,7 +27,6 @@ from avatar_app.video import probe
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 
-KNOWN_SETS = ("train", "face", "face512", "test", "clip")
 ENOUGH, GOOD = 32, 150  # pictures: below the first nothing can be learned, below the second not much
 FPS_RANGE = (10.0, 120.0)
 DARK, FLAT = 4.0, 2.0  # mean and deviation of luma, 0..255, of a picture that shows nothing
@@ -69,19 +69,19 @@ class _Check:
     def run(self) -> None:
         camera = self.attempt("camera.json", lambda: read_camera(self.dataset / "camera.json"))
         tracking = self.attempt("tracking.json", lambda: read_tracking(self.dataset)) or {}
-        sets = [name for name in KNOWN_SETS if (self.dataset / name).is_dir()]
+        sets = [name for name in SETS if (self.dataset / name).is_dir()]
         if "train" not in sets:
             self.add("train", "There is no folder 'train' with pictures and their motion.")
         if "test" not in sets and "clip" not in sets:
             self.add("test, clip", "No held-out clip; the last tenth of 'train' becomes one.", fatal=False)
-        motions = {name: self.attempt(name, lambda: read_motion(self.dataset / name, tracking)) for name in sets}  # noqa: B023
+        motions = {name: self.attempt(name, partial(read_motion, self.dataset / name, tracking)) for name in sets}
         rates = {motion.fps for motion in motions.values() if motion}
         if len(rates) > 1:
             self.add("motion", f"The sets differ in frames per second: {', '.join(f'{r:g}' for r in sorted(rates))}.")
         body = None
         if any(motions.values()):
             first = next(motion for motion in motions.values() if motion)
-            body = self.attempt("body", lambda: read_body(self.dataset, tracking, first))
+            body = self.attempt("body", partial(read_body, self.dataset, tracking, first))
         for name in sets:
             self.check_set(self.dataset / name, camera, motions[name], body)
 
@@ -91,19 +91,15 @@ class _Check:
             low, high = FPS_RANGE
             self.add(name, f"The motion has {motion.fps:g} frames per second; {low:g} to {high:g} make sense.")
         stand_in = camera or Camera(1, (0, 0), 0, 0, np.zeros(3), np.eye(3))
-        listed = self.attempt(name, lambda: list_pictures(folder, stand_in))
+        listed = self.attempt(name, partial(list_pictures, folder, stand_in))
         if listed is None:
             return
-        take = Take(folder, motion or Motion.rest(0), *(tuple(part) for part in (listed[1], listed[2], listed[0])))
-        sound = self.check_counts(take, motion)
-        if camera is not None:
-            for view in {id(view): view for view in take.cameras}.values():
-                sound &= self.attempt(name, lambda: checked_camera(view, name)) is not None  # noqa: B023
-        else:
-            sound = False
+        files, frames, cameras = listed
+        take = Take(folder, motion or Motion.rest(0), tuple(frames), tuple(cameras), tuple(files))
+        sound = self.check_counts(take, motion) and camera is not None
         vertices = None
-        if sound and motion is not None and body is not None:
-            vertices = self.attempt(name, lambda: self.pose(body, motion, take.frames))
+        if sound and body is not None:
+            vertices = self.attempt(name, partial(self.pose, body, motion, take.frames))
         if vertices is not None:
             self.check_view(name, take, body, vertices)
         self.check_pictures(take, vertices, motion, camera)
@@ -155,12 +151,11 @@ class _Check:
             )
 
     def check_pictures(self, take: Take, vertices: np.ndarray | None, motion: Motion | None, camera) -> None:
-        name, pictures = take.folder.name, take.files
-        reader = (
-            read_video(take.video, THUMBNAIL) if take.video else map(read_picture, (p for p in pictures if p.exists()))
-        )
+        name = take.folder.name
+        there = [n for n in range(len(take.frames)) if take.video or take.files[n].exists()]
+        reader = read_video(take.video, THUMBNAIL) if take.video else (read_picture(take.files[n]) for n in there)
         wrong_size, dark, frozen, before = [], [], [], None
-        for number, picture in enumerate(self.readable(name, reader)):
+        for number, picture in zip(there, self.readable(name, reader), strict=False):
             size = picture.shape[1], picture.shape[0]
             view = take.cameras[number] if not take.video else None
             if view is not None and camera is not None and size != (view.width, view.height):

@@ -20,7 +20,7 @@ from avatar_app.diffusion.face import head_squares
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.training.dataset import nearest_known
-from avatar_app.training.delivery import Take, read_body, read_camera, read_take, read_tracking
+from avatar_app.training.delivery import SETS, Take, read_body, read_camera, read_take, read_tracking
 from talkshow_bridge import rotations
 from talkshow_bridge.exchange import IN_A_ROOM
 from talkshow_bridge.motion import Motion
@@ -49,8 +49,7 @@ class Delivery:
 def read_delivery(dataset: Path) -> Delivery:
     """Raises InputError for the first thing that is wrong; `check_dataset` lists all."""
     camera, tracking = read_camera(dataset / "camera.json"), read_tracking(dataset)
-    names = ("train", "face", "face512", "test", "clip")
-    takes = {name: read_take(dataset / name, camera, tracking) for name in names if (dataset / name).is_dir()}
+    takes = {name: read_take(dataset / name, camera, tracking) for name in SETS if (dataset / name).is_dir()}
     body = read_body(dataset, tracking, takes["train"].motion)
     return Delivery(dataset, camera, body, not (dataset / "body.safetensors").exists(), takes)
 
