@@ -1,8 +1,9 @@
 """What the CPU engine saves, stage by stage: `python benchmarks/engine.py [ANCHOR] [--lean]`.
 
-Prints CPU milliseconds a frame of everything that makes a frame of a native anchor, networks in plain torch and on
-OpenVINO, in one run: medians of several windows of 16 frames, each alternating between the two. CPU time of the whole
-process is taken, because other work on the machine hardly changes it: on n idle cores a video takes about an n-th.
+Prints CPU milliseconds a frame of everything that makes a frame of a native anchor, networks in plain torch, on
+OpenVINO and there in 8 bits, in one run: medians of windows of 16 frames that alternate between the three. CPU time of
+the whole process is taken, because other work on the machine changes it least: n idle cores need about an n-th of it.
+The last line tells how much of the picture a decoder would have to paint that only works on the person's box.
 --lean: random networks of the widths that new anchors are trained with, in place of the anchor's own.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from avatar_app.anchors import Anchor, list_anchors, load_anchor
+from avatar_app.bench import sample_files
 from avatar_app.diffusion.engine import EngineNetworks
+from avatar_app.diffusion.features import Condition
+from avatar_app.diffusion.generator import coarse_surroundings, person_mask, typical_maps
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.mesh.conditions import render_conditions
 from avatar_app.pipeline import make_motion
@@ -32,6 +37,7 @@ from avatar_app.settings import RenderSettings
 from talkshow_bridge.audio import load_speech
 
 WINDOW, BATCH = 16, 4
+KINDS = ("torch", "OpenVINO", "8 bits")
 LEAN = {
     "condition": {"texture_size": (384, 768), "width": 32, "detail_width": 16, "plate_size": (512, 512)},
     "autoencoder": {"decoder_widths": (16, 48, 64, 96), "detail_width": 16},
@@ -69,50 +75,68 @@ def main() -> None:
             torch.manual_seed(0)
             NativeNetworks(**LEAN).save(networks := Path(folder) / "body")
         measure(anchor, networks, clock, arguments.rounds)
-    for name in ("skinning", "rasteriser", "condition", "unet", "decoder"):
-        torch_time, engine_time = (clock.median(f"{kind} {name}") for kind in ("torch", "openvino"))
-        print(f"{name:10} torch {torch_time:6.1f} ms, OpenVINO {engine_time:6.1f} ms: {torch_time / engine_time:.1f} x")
+    for stage in ("skinning", "rasteriser"):
+        print(f"{stage:10} {clock.median(stage):6.1f} ms")
+    for stage in ("condition", "unet", "decoder"):
+        plain, *fast = (clock.median(f"{kind} {stage}") for kind in KINDS)
+        ratios = ", ".join(f"{kind} {ms:.1f} ms ({plain / ms:.1f} x)" for kind, ms in zip(KINDS[1:], fast, strict=True))
+        print(f"{stage:10} {plain:6.1f} ms in torch, {ratios}")
 
 
 def measure(anchor: Anchor, folder: Path, clock: CpuClock, rounds: int) -> None:
-    motion = make_motion(load_speech(sample()), RenderSettings(), anchor.manifest.fps)
-    plain = NativeNetworks.load(folder).eval().to(memory_format=torch.channels_last)
-    engine = EngineNetworks(folder, together=False)
-    noise = torch.randn(WINDOW, *plain.latent_shape(anchor.manifest.height, anchor.manifest.width))
+    motion = make_motion(load_speech(sample_files()[0]), RenderSettings(), anchor.manifest.fps)
+    networks = (
+        PlainNetworks(NativeNetworks.load(folder).eval().to(memory_format=torch.channels_last)),
+        EngineNetworks(folder, together=False),
+        EngineNetworks(folder, False, partial(typical_maps, anchor)),
+    )
+    boxes = []
     for number in range(rounds):
-        part = motion[number * WINDOW : (number + 1) * WINDOW]
-        for kind in ("torch", "openvino"):
-            with clock(f"{kind} skinning"):
-                vertices = anchor.vertices(part)
-            with clock(f"{kind} rasteriser"):
-                maps = render_conditions(anchor.body, vertices, anchor.camera)
-            chunks = np.split(maps, WINDOW // BATCH)
-            with torch.inference_mode():
-                if kind == "torch":
-                    with clock("torch condition"):
-                        made = [plain.condition(torch.from_numpy(chunk).permute(0, 3, 1, 2)) for chunk in chunks]
-                    with clock("torch unet"):
-                        latents = torch.cat(
-                            [plain.predict(z, 999, c) for z, c in zip(noise.split(BATCH), made, strict=True)]
-                        )
-                    network = plain
-                else:
-                    with clock("openvino condition"):
-                        made = [engine.condition(chunk) for chunk in chunks]
-                    with clock("openvino unet"):
-                        latents = torch.cat(
-                            [engine.predict(z, 999, c, BATCH) for z, c in zip(noise.split(BATCH), made, strict=True)]
-                        )
-                    network = engine
-                with clock(f"{kind} decoder"):
-                    for z, condition in zip(latents.split(BATCH), made, strict=True):
-                        network.decode(z, condition)
+        with clock("skinning"):
+            vertices = anchor.vertices(motion[number * WINDOW : (number + 1) * WINDOW])
+        with clock("rasteriser"):
+            maps = render_conditions(anchor.body, vertices, anchor.camera)
+        boxes += [box_share(seen) for seen in coarse_surroundings(torch.from_numpy(person_mask(maps))) > 0]
+        for kind, network in zip(KINDS, networks, strict=True):
+            window(network, np.split(maps, WINDOW // BATCH), partial(clock_stage, clock, kind))
+    print(f"the person's box, soft surroundings included: {statistics.mean(boxes):.0%} of the picture")
 
 
-def sample() -> Path:
-    from avatar_app.bench import sample_files
+@torch.inference_mode()
+def window(networks, chunks: list[np.ndarray], clock) -> None:
+    """One window of frames through all networks, frame by frame."""
+    noise = torch.randn(BATCH, *networks.latent_shape(*chunks[0].shape[1:3]))
+    with clock("condition"):
+        conditions = [networks.condition(chunk) for chunk in chunks]
+    with clock("unet"):
+        latents = [networks.predict(noise, 999, condition, 1) for condition in conditions]
+    with clock("decoder"):
+        for clean, condition in zip(latents, conditions, strict=True):
+            networks.decode(clean, condition)
 
-    return sample_files()[0]
+
+class PlainNetworks:
+    """`NativeNetworks` with the calls of `EngineNetworks`."""
+
+    def __init__(self, networks: NativeNetworks):
+        self._networks = networks
+        self.latent_shape, self.decode = networks.latent_shape, networks.decode
+
+    def condition(self, maps: np.ndarray) -> Condition:
+        return self._networks.condition(torch.from_numpy(maps).permute(0, 3, 1, 2))
+
+    def predict(self, latents: torch.Tensor, timestep: int, condition: Condition, window: int) -> torch.Tensor:
+        return self._networks.predict(latents, timestep, condition)
+
+
+def clock_stage(clock: CpuClock, kind: str, stage: str):
+    return clock(f"{kind} {stage}")
+
+
+def box_share(seen: torch.Tensor) -> float:
+    """Share of the picture in the box around all that is seen of the painted one."""
+    rows, columns = (torch.nonzero(seen.any(dim=k)).flatten() for k in (1, 0))
+    return float((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)) / seen.numel()
 
 
 if __name__ == "__main__":
