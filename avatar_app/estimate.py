@@ -41,17 +41,22 @@ def _measured() -> dict[str, list[float]]:
 
 def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -> float:
     """Seconds for ``frames`` frames. mode: a preset or "preview"."""
-    reference = REFERENCE_SECONDS if find_spec("openvino") else PLAIN_SECONDS
-    fixed, per_frame, *_ = _measured().get(f"{anchor}/{mode}/{device}") or (
-        FIXED_SECONDS,
-        reference[mode] * REFERENCE_CORES / max(os.cpu_count() or 1, 1),
-    )
+    fixed, per_frame = _speed(anchor, mode, device)
     return fixed + per_frame * frames
 
 
-def expected_bytes(frames: int, width: int, height: int, duration: float, crf: int) -> float:
-    """Size of a video: pictures of a presenter before a still background, and the sound of `duration` seconds."""
-    return frames * width * height * REFERENCE_BITS / 8 * 2 ** ((18 - crf) / 6) + duration * AUDIO_BYTES
+def _speed(anchor: str, mode: str, device: str) -> tuple[float, float]:
+    """Seconds before the first frame and of each frame: measured, or the reference scaled as another mode's was."""
+    reference = REFERENCE_SECONDS if find_spec("openvino") else PLAIN_SECONDS
+    measured = {other: _measured().get(f"{anchor}/{other}/{device}") for other in reference}
+    if known := measured[mode]:
+        return known[0], known[1]
+    pace = REFERENCE_CORES / max(os.cpu_count() or 1, 1)
+    for other in ("standard", "draft", "best"):
+        if measured[other] and mode != "preview":
+            pace = measured[other][1] / reference[other]
+            break
+    return FIXED_SECONDS, pace * reference[mode]
 
 
 def expected_memory(anchor: Anchor, mode: str, device: str = "cpu") -> float:
