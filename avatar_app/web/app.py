@@ -12,12 +12,13 @@ from starlette.middleware import Middleware
 
 from avatar_app.jobs import Jobs, Workers
 from avatar_app.web import api
+from avatar_app.web.check import check_page
 from avatar_app.web.create import QUICK, QUIET, CreatePage, preset_choices
 from avatar_app.web.history import HistoryPage
 from avatar_app.web.presenters import PresentersPage
 from avatar_app.web.server import MAX_UPLOAD, Guard, media_routes
 from avatar_app.web.site import SAMPLES, Site, language_of_request
-from avatar_app.web.texts import LABELS
+from avatar_app.web.texts import LABELS, word
 from talkshow_bridge.errors import InputError
 
 KEEP_FILES = (3600, 24 * 3600)  # s: look every hour, remove uploads after a day; jobs have copies of their own
@@ -62,14 +63,16 @@ def build(site: Site) -> gr.Blocks:
     with gr.Blocks(title="avatar_app", analytics_enabled=False, delete_cache=KEEP_FILES) as page:
         with gr.Row(elem_id="title"):
             gr.HTML("<h1>avatar_app</h1>", padding=False)
-            gr.Markdown(LABELS("lead"))
+            gr.Markdown(word("lead"))
         with gr.Tabs(elem_id="pages") as tabs:
-            with gr.Tab(LABELS("create"), id="create"):
+            with gr.Tab(word("create"), id="create"):
                 create = CreatePage(site)
-            with gr.Tab(LABELS("history"), id="history") as tab:
+            with gr.Tab(word("history"), id="history") as tab:
                 HistoryPage(site, create, tabs, "create", tab)
-            with gr.Tab(LABELS("anchors"), id="anchors") as tab:
+            with gr.Tab(word("anchors"), id="anchors") as tab:
                 PresentersPage(site, create, tab)
+            with gr.Tab(word("check"), id="check"):
+                check_page()
         page.load(create.open, None, create.view, **QUICK)
         page.load(_presets, create.anchor, create.preset, **QUIET)
         api.add(site)

@@ -1,4 +1,4 @@
-"""The page where videos are made: three choices on the left, the screen on the right, takes of the motion below.
+"""The page where videos are made: three choices on the left, the screen and takes of the motion on the right.
 
 The page holds no work. It shows what the jobs on the server are doing, asks once a second while one of them is not
 over, and not at all otherwise.
@@ -7,7 +7,7 @@ over, and not at all otherwise.
 from __future__ import annotations
 
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -29,13 +29,12 @@ from avatar_app.web.site import (
     settings_of,
     toast,
 )
-from avatar_app.web.texts import LABELS, lasting, say
+from avatar_app.web.texts import lasting, say, word
 
 POLL = 1.0  # s
 SHOWN_AGAIN = 3600.0  # s after its end for which a video is still on the screen when the page is opened anew
 MAX_TAKES_SHOWN = 6
 SEEDS = 2**32
-HAS_LABEL = any(field.name == "label" for field in fields(RenderSettings))
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 QUICK = QUIET | {"queue": False}
 
@@ -52,7 +51,6 @@ class CreatePage:
                 self._inputs(anchors, first)
             with gr.Column(scale=6, min_width=320, elem_id="stage"):
                 self._screen()
-        self.takes = panels.panel(elem_id="takes")
         self.current = gr.State(None)  # id of the job on the screen
         self.picked = gr.State(None)  # id of the take whose motion is chosen
         self.seen = gr.State({})  # what the page shows, so that only changes are sent
@@ -62,38 +60,39 @@ class CreatePage:
     def _inputs(self, anchors, first: str | None) -> None:
         _heading("speech")
         self.speech = gr.Audio(
-            sources=["upload", "microphone"], type="filepath", label=LABELS("speech_label"), buttons=["download"],
+            sources=["upload", "microphone"], type="filepath", label=word("speech_label"), buttons=["download"],
             elem_id="speech",
         )  # fmt: skip
         files = sorted(file for file in SAMPLES.glob("*") if file.suffix in AUDIO_SUFFIXES)
         with gr.Row(elem_id="samples", visible=bool(files)):
-            gr.Markdown(LABELS("samples"))
+            gr.Markdown(word("samples"))
             self.samples = [(gr.Button(file.stem.capitalize(), size="sm", min_width=80), file) for file in files]
         _heading("presenter")
         self.anchor = panels.anchor_picker(first, panels.picker_cards(anchors), elem_id="anchor")
         _heading("quality")
         self.preset = gr.Radio(
-            [(LABELS(name), name) for name in PRESETS], value="standard", label=LABELS("preset_info"), elem_id="preset"
+            [(word(name), name) for name in PRESETS], value="standard", label=word("preset_info"), elem_id="preset"
         )
-        with gr.Accordion(LABELS("performance"), open=False, elem_id="performance"):
-            self.style = gr.Radio([(LABELS(name), name) for name in STYLES], value="neutral", label=LABELS("style"))
-            self.energy = gr.Slider(0, 2, 1, step=0.1, label=LABELS("energy"), info=LABELS("energy_info"))
+        with gr.Accordion(word("performance"), open=False, elem_id="performance"):
+            self.style = gr.Radio([(word(name), name) for name in STYLES], value="neutral", label=word("style"))
+            self.energy = gr.Slider(0, 2, 1, step=0.1, label=word("energy"), info=word("energy_info"))
             with gr.Row():
                 self.seed = gr.Number(
-                    0, precision=0, minimum=0, maximum=SEEDS - 1, label=LABELS("seed"), info=LABELS("seed_info"),
+                    0, precision=0, minimum=0, maximum=SEEDS - 1, label=word("seed"), info=word("seed_info"),
                     min_width=120,
                 )  # fmt: skip
-                self.count = gr.Slider(1, 4, 2, step=1, label=LABELS("takes"), min_width=120)
-            self.label = gr.Checkbox(False, label=LABELS("label"), visible=HAS_LABEL)
+                self.count = gr.Slider(1, 4, 2, step=1, label=word("takes"), min_width=120)
+            self.label = gr.Checkbox(False, label=word("label"))
 
     def _screen(self) -> None:
         self.player = gr.HTML(panels.player(None, "en"), elem_id="player", padding=False)
         with gr.Row(elem_id="actions"):
-            self.generate = gr.Button(LABELS("generate"), variant="primary", scale=2, min_width=150, elem_id="generate")
-            self.stop = gr.Button(LABELS("stop"), variant="stop", scale=2, min_width=150, visible=False, elem_id="stop")
-            self.preview = gr.Button(LABELS("preview"), scale=1, min_width=130, elem_id="preview")
-            self.new = gr.Button(LABELS("new"), scale=1, min_width=130, visible=False, elem_id="new")
+            self.generate = gr.Button(word("generate"), variant="primary", scale=2, min_width=150, elem_id="generate")
+            self.stop = gr.Button(word("stop"), variant="stop", scale=2, min_width=150, visible=False, elem_id="stop")
+            self.preview = gr.Button(word("preview"), scale=1, min_width=130, elem_id="preview")
+            self.new = gr.Button(word("new"), scale=1, min_width=130, visible=False, elem_id="new")
         self.status = panels.panel(elem_id="status")
+        self.takes = panels.panel(elem_id="takes")
         self.results = panels.panel(elem_id="results")
 
     def _wire(self) -> None:
@@ -177,9 +176,16 @@ class CreatePage:
     def fill(self, job: Job) -> tuple:
         """The inputs as they were for a job."""
         settings = job.settings
-        label = getattr(settings, "label", False)
         speech = str(_copy_for_page(job.speech, job.name)) if job.speech else None
-        return (speech, settings.anchor, settings.preset, settings.style, settings.gesture_energy, settings.seed, label)
+        return (
+            speech,
+            settings.anchor,
+            settings.preset,
+            settings.style,
+            settings.gesture_energy,
+            settings.seed,
+            settings.label,
+        )
 
     def show(self, id: str, seen: dict, request: gr.Request) -> tuple:
         """The page with this job on its screen."""
@@ -240,14 +246,13 @@ def preset_choices(anchor: str | None, seconds: float | None, language: str) -> 
 
 
 def _heading(key: str) -> None:
-    gr.Markdown("### " + LABELS(key), elem_classes="heading")
+    gr.Markdown("### " + word(key), elem_classes="heading")
 
 
 def _chosen(anchor, preset, style, energy, seed, label) -> RenderSettings:
     if anchor_of(anchor) is None:
         raise toast(f"Unknown anchor {str(anchor)[:80]!r}; please choose one of the presenters.")
-    extra = {"label": bool(label)} if HAS_LABEL else {}
-    return settings_of(anchor=anchor, preset=preset, style=style, gesture_energy=energy, seed=seed, **extra)
+    return settings_of(anchor=anchor, preset=preset, style=style, gesture_energy=energy, seed=seed, label=bool(label))
 
 
 def _copy_for_page(speech: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from avatar_app.jobs.store import STATES
 from avatar_app.web import panels
 from avatar_app.web.create import POLL, QUICK, QUIET, CreatePage
 from avatar_app.web.site import Site, anchor_of, language_of_request, owner
-from avatar_app.web.texts import LABELS, say
+from avatar_app.web.texts import say, word
 
 SHOWN = 40  # jobs at once
 SLOWER = 3 * POLL  # s
@@ -21,9 +21,9 @@ class HistoryPage:
     def __init__(self, site: Site, create: CreatePage, tabs: gr.Tabs, create_tab: str, tab: gr.Tab):
         self.site, self.create, self.create_tab = site, create, create_tab
         with gr.Row(elem_id="history-filter"):
-            self.text = gr.Textbox(label=LABELS("search"), scale=3, min_width=200)
-            states = [(LABELS("any"), ""), *((LABELS(f"s_{state}"), state) for state in STATES)]
-            self.state = gr.Dropdown(states, value="", label=LABELS("state"), scale=1, min_width=140)
+            self.text = gr.Textbox(label=word("search"), scale=3, min_width=200)
+            states = [(word("any"), ""), *((word(f"s_{state}"), state) for state in STATES)]
+            self.state = gr.Dropdown(states, value="", label=word("state"), scale=1, min_width=140)
         self.list = panels.panel(elem_id="history-list")
         self.seen = gr.State("")
         self.timer = gr.Timer(SLOWER, active=False)

@@ -44,13 +44,14 @@ _escape = html.escape
 
 def panel(elem_id: str) -> gr.HTML:
     """HTML whose buttons with ``data-do`` trigger `act`, with that word, a job's or an anchor's id and a choice."""
-    return gr.HTML(js_on_load=_ACT, padding=False, elem_id=elem_id)
+    return gr.HTML(js_on_load=_ACT, padding=False, apply_default_css=False, elem_id=elem_id)
 
 
 def anchor_picker(value: str | None, cards: str, elem_id: str) -> gr.HTML:
     """Pictures of the anchors, one of which is chosen; the value is its id. A group of radio buttons underneath."""
     template = "<div class='picker' role='radiogroup'>${cards}</div>"
-    return gr.HTML(value, html_template=template, js_on_load=_PICK, padding=False, cards=cards, elem_id=elem_id)
+    looks = {"padding": False, "apply_default_css": False}
+    return gr.HTML(value, html_template=template, js_on_load=_PICK, cards=cards, elem_id=elem_id, **looks)
 
 
 def picker_cards(anchors: list[Anchor]) -> str:
@@ -288,7 +289,7 @@ def history_card(job: Job, anchors: list[Anchor], language: str) -> str:
 
 def _rerender(job: Job, anchors: list[Anchor], language: str) -> str:
     others = [anchor for anchor in anchors if anchor.id != job.settings.anchor]
-    if job.state != "done" or not others:
+    if job.state != "done" or job.kind != "video" or not others:
         return ""
     word = say(language, "render_with")
     choices = "".join(f"<option value='{anchor.id}'>{_escape(anchor.manifest.name)}</option>" for anchor in others)

@@ -12,7 +12,7 @@ from avatar_app.anchors import BUNDLED, import_anchor, list_anchors, load_anchor
 from avatar_app.web import panels
 from avatar_app.web.create import QUIET, CreatePage
 from avatar_app.web.site import Site, anchor_of, language_of_request, toast
-from avatar_app.web.texts import LABELS, say
+from avatar_app.web.texts import say, word
 from talkshow_bridge.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -29,26 +29,26 @@ class PresentersPage:
         tab.select(self._show, None, picker, **QUIET)
         self.cards.act(self._act, None, [self.status, *picker], **QUIET)
         if site.manage:
-            with gr.Accordion(LABELS("import"), open=False, elem_id="import"):
-                package = gr.File(label=LABELS("import_zip"), file_types=[".zip"], type="filepath", height=130)
-                button = gr.Button(LABELS("import_button"), variant="primary")
+            with gr.Accordion(word("import"), open=False, elem_id="import"):
+                package = gr.File(label=word("import_zip"), file_types=[".zip"], type="filepath", height=130)
+                button = gr.Button(word("import_button"), variant="primary")
                 button.click(self._import, package, [self.status, *picker], **QUIET)
-                gr.Markdown(LABELS("train_how"))
+                gr.Markdown(word("train_how"))
             if site.local:
                 self._checkpoint_form(picker)
         else:
-            gr.Markdown(LABELS("not_here"))
+            gr.Markdown(word("not_here"))
 
     def _checkpoint_form(self, picker) -> None:
         from avatar_app.trust.consent import KINDS
 
-        with gr.Accordion(LABELS("checkpoint"), open=False, elem_id="checkpoint"):
+        with gr.Accordion(word("checkpoint"), open=False, elem_id="checkpoint"):
             names = ("f_checkpoint", "f_base", "f_reference", "f_head", "f_camera")
-            paths = [gr.Textbox(label=LABELS(name)) for name in names]
-            body = gr.Radio(["smplx", "open"], value="smplx", label=LABELS("f_body"))
-            kind = gr.Radio([(LABELS(f"c_{kind}"), kind) for kind in KINDS], label=LABELS("f_consent"))
-            agree = gr.Checkbox(label=LABELS("f_agree"))
-            button = gr.Button(LABELS("import_checkpoint"))
+            paths = [gr.Textbox(label=word(name)) for name in names]
+            body = gr.Radio(["smplx", "open"], value="smplx", label=word("f_body"))
+            kind = gr.Radio([(word(f"c_{kind}"), kind) for kind in KINDS], label=word("f_consent"))
+            agree = gr.Checkbox(label=word("f_agree"))
+            button = gr.Button(word("import_checkpoint"))
             button.click(self._import_checkpoint, [*paths, body, kind, agree], [self.status, *picker], **QUIET)
 
     def _show(self, request: gr.Request) -> tuple:

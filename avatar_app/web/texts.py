@@ -1,12 +1,13 @@
 """Every word of the page, in English and Chinese.
 
-Fixed labels are translated by the browser (`LABELS(key)`); sentences with numbers in them by the server (`say`), in the
+Fixed labels are translated by the browser (`word`); sentences with numbers in them by the server (`say`), in the
 language that the browser asks for.
 """
 
 from __future__ import annotations
 
 import gradio as gr
+from gradio.i18n import I18nData
 
 # ruff: noqa: E501 (Chinese counts double)
 # fmt: off
@@ -145,10 +146,15 @@ TEXTS = {
 _COLUMNS = {"en": 0, "zh": 1}
 LABELS = gr.I18n(
     **{
-        language: {key: pair[_COLUMNS[language[:2]]] for key, pair in TEXTS.items()}
+        language: {f"avatar_{key}": pair[_COLUMNS[language[:2]]] for key, pair in TEXTS.items()}  # gradio has a "label"
         for language in ("en", "zh", "zh-CN", "zh-TW")
     }
 )
+
+
+def word(key: str) -> I18nData:
+    """A fixed text, which the browser shows in its own language."""
+    return LABELS(f"avatar_{key}")
 
 
 def language_of(accepted: str | None) -> str:
