@@ -15,7 +15,7 @@
             if (this.video) return;
             this.base = this.getAttribute('src');
             this.video = Object.assign(document.createElement('video'), {
-                controls: true, playsInline: true, poster: this.getAttribute('poster') || '',
+                playsInline: true, poster: this.getAttribute('poster') || '',
             });
             this.hint = Object.assign(document.createElement('p'), { className: 'hint', hidden: true });
             this.append(this.video, this.hint);
@@ -79,6 +79,7 @@
         playWhole() {
             this.whole = true;
             this.say('');
+            this.video.controls = true;
             this.video.removeAttribute('poster');
             this.video.preload = 'auto';
             this.video.src = `${this.base}/video.mp4`;
@@ -90,6 +91,7 @@
             this.video.src = URL.createObjectURL(source);
             await done(source, 'sourceopen');
             source.duration = facts.seconds;
+            this.video.controls = true;
             const sound = facts.sound ? source.addSourceBuffer('audio/mp4; codecs="mp4a.40.2"') : null;
             let picture = null;
             let next = 0;
