@@ -52,7 +52,7 @@ def add_training_commands(actions: argparse._SubParsersAction) -> None:
 def _add_common_options(action: argparse.ArgumentParser) -> None:
     action.add_argument("--minutes", type=float, default=60.0, help="training time of each network, default 60")
     action.add_argument(
-        "--from", dest="start", type=Path, metavar="FOLDER", help="anchor or pre-training to start from"
+        "--from", dest="start", type=Path, metavar="START", help="anchor, or folder of a pre-training, to start from"
     )
     action.add_argument("--work", type=Path, help="folder for everything on the way, default work/NAME")
     action.add_argument("--device", default="cpu", help="torch device; cuda trains in mixed precision")
@@ -142,15 +142,21 @@ def _pretrain(options: argparse.Namespace) -> None:
 
 def _common(options: argparse.Namespace, work: Path) -> dict:
     names = ("minutes", "start", "face", "device", "threads", "seed")
-    start = options.start and options.start.resolve()
-    return {name: getattr(options, name) for name in names} | {"work": work.resolve(), "start": start}
+    return {name: getattr(options, name) for name in names} | {"work": work.resolve()}
+
+
+def _start(name: Path) -> Path:
+    """The folder of an anchor by its id, or that of a pre-training. Raises InputError."""
+    from avatar_app.anchors import load_anchor
+
+    return name.resolve() if name.is_dir() else load_anchor(str(name)).folder
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
     if not options.minutes > 0 or getattr(options, "distil_minutes", 0) < 0:
         raise InputError("Training takes more than 0 minutes.")
-    if options.start is not None and not options.start.is_dir():
-        raise InputError(f"There is no folder '{options.start}' to start from.")
+    if options.start is not None:
+        options.start = _start(options.start)
 
 
 def _check_id(name: str) -> None:

@@ -164,7 +164,7 @@ REFUSED = {
     "not agreed": (["--consent", "synthetic"], "--agree"),
     "id": ([*CONSENT, "--out", "Big Name"], "no id"),
     "minutes": ([*CONSENT, "--minutes", "0"], "more than 0 minutes"),
-    "start": ([*CONSENT, "--from", "nowhere"], "no folder 'nowhere'"),
+    "start": ([*CONSENT, "--from", "nowhere"], "Unknown anchor 'nowhere'"),
 }
 
 

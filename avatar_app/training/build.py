@@ -174,6 +174,8 @@ def _run(commands: dict[str, list[str]], folders: dict[str, Path], stage: str, p
                 if len(refusal) == 2:
                     raise InputError(refusal[1])
                 raise RuntimeError(f"{stage} failed, see {folders[kind] / 'log.txt'}: {last[-1]}")
+            if not finished(folders[kind]):  # somebody ended it; it has saved what it had
+                raise KeyboardInterrupt
 
 
 def _end(process: subprocess.Popen) -> None:
