@@ -21,7 +21,7 @@ class HistoryPage:
     def __init__(self, site: Site, create: CreatePage, tabs: gr.Tabs, create_tab: str, tab: gr.Tab):
         self.site, self.create, self.create_tab = site, create, create_tab
         with gr.Row(elem_id="history-filter"):
-            self.text = gr.Textbox(label=word("search"), scale=3, min_width=200)
+            self.text = gr.Textbox(label=word("search"), scale=3, min_width=200, elem_id="history-text")
             states = [(word("any"), ""), *((word(f"s_{state}"), state) for state in STATES)]
             self.state = gr.Dropdown(states, value="", label=word("state"), scale=1, min_width=140)
         self.list = panels.panel(elem_id="history-list")

@@ -239,7 +239,7 @@ def _take(job: Job, picked: bool, language: str) -> str:
         screen = f"<video src='/media/jobs/{job.id}/video.mp4' controls playsinline preload='metadata'></video>"
         word = say(language, "picked" if picked else "pick")
         pick = (
-            f"<button type='button' class='pick' aria-pressed='{str(picked).lower()}' data-do='pick' "
+            f"<button type='button' class='press pick' aria-pressed='{str(picked).lower()}' data-do='pick' "
             f"data-id='{job.id}'>{'✓ ' if picked else ''}{word}</button>"
         )
     else:
@@ -293,7 +293,8 @@ def _rerender(job: Job, anchors: list[Anchor], language: str) -> str:
         return ""
     word = say(language, "render_with")
     choices = "".join(f"<option value='{anchor.id}'>{_escape(anchor.manifest.name)}</option>" for anchor in others)
-    return f"<p class='links'>{_button('rerender', job.id, word)}<select aria-label='{word}'>{choices}</select></p>"
+    select = f"<select class='press' aria-label='{word}'>{choices}</select>"
+    return f"<p class='links'>{_button('rerender', job.id, word)}{select}</p>"
 
 
 def anchor_card(anchor: Anchor, language: str, manage: bool) -> str:
@@ -331,4 +332,5 @@ def _short(licence: str) -> str:
 
 def _button(do: str, id: str, word: str, sure: str = "") -> str:
     asked = f" data-sure='{_escape(sure, quote=True)}'" if sure else ""
-    return f"<button type='button' data-do='{do}' data-id='{_escape(id, quote=True)}'{asked}>{_escape(word)}</button>"
+    what = f"data-do='{do}' data-id='{_escape(id, quote=True)}'{asked}"
+    return f"<button type='button' class='press' {what}>{_escape(word)}</button>"
