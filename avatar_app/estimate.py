@@ -70,6 +70,11 @@ def expected_memory(anchor: Anchor, mode: str, device: str = "cpu") -> float:
     return LOADED + 1.4 * weights  # the networks and the values alive in one window
 
 
+def expected_bytes(frames: int, width: int, height: int, duration: float, crf: int) -> float:
+    """Size of a video: pictures of a presenter before a still background, and the sound of `duration` seconds."""
+    return frames * width * height * REFERENCE_BITS / 8 * 2 ** ((18 - crf) / 6) + duration * AUDIO_BYTES
+
+
 def remember(
     anchor: str,
     mode: str,
