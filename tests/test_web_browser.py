@@ -255,9 +255,9 @@ def test_the_microphone_is_a_speech(visit):
     page = visit()
     page.click("label.anchor:has-text('Tiny')")
     page.click("#speech button[aria-label*='ecord']")
-    page.click("#speech button.record")
+    page.click("#speech button.record-button")
     page.wait_for_timeout(1500)
-    page.click("#speech button.stop")
+    page.click("#speech button.stop-button")
     page.wait_for_selector("#status:has-text('ready')")
 
 
