@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from avatar_app.trust.consent import Consent
 from talkshow_bridge.errors import InputError
+
+if TYPE_CHECKING:
+    from avatar_app.trust.consent import Consent
 
 
 def add_paper_options(group: argparse._ActionsContainer) -> None:
@@ -33,6 +36,7 @@ def train_paper_anchor(options: argparse.Namespace, out: Path, facts: dict) -> P
     """The second stage, one person, and the finished package -> its folder. facts: see `package_paper`."""
     from avatar_app.training.build import checked_footage
     from avatar_app.training.paper_package import package_paper
+    from avatar_app.trust.consent import Consent
 
     consent, work = Consent.model_validate(facts["consent"]), _work(options, out)
     _check(options)

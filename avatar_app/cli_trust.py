@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from datetime import date
+from typing import TYPE_CHECKING
 
-from avatar_app.trust.consent import KINDS, STATEMENTS, USES, Consent, new_consent
+from avatar_app.trust.statements import KINDS, STATEMENTS, USES
 from talkshow_bridge.errors import InputError
+
+if TYPE_CHECKING:
+    from avatar_app.trust.consent import Consent
 
 
 def add_consent_options(parser: argparse._ActionsContainer, with_kind: bool = True) -> None:
@@ -23,6 +27,8 @@ def add_consent_options(parser: argparse._ActionsContainer, with_kind: bool = Tr
 
 def consent_from(options: argparse.Namespace, kind: str | None = None) -> Consent | None:
     """The record that the options describe, None when they name no kind. Raises InputError."""
+    from avatar_app.trust.consent import new_consent
+
     kind = kind or options.consent
     if kind is None:
         return None

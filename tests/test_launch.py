@@ -94,8 +94,10 @@ def test_doctor_needs_no_environment(tmp_path):
 
 def test_help_needs_no_environment(tmp_path):
     shutil.copy(ROOT / "launch.py", tmp_path)
-    for name in ("avatar_app/__init__.py", "avatar_app/cli.py", "avatar_app/cli_motion.py", "avatar_app/settings.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    parts = ("", "_anchors", "_batch", "_motion", "_paper", "_trust")
+    names = [f"avatar_app/cli{part}.py" for part in parts] + ["avatar_app/__init__.py", "avatar_app/settings.py"]
+    for name in [*names, "avatar_app/trust/__init__.py", "avatar_app/trust/statements.py"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "talkshow_bridge").mkdir()
     for name in ("__init__.py", "errors.py"):

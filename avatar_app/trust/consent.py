@@ -14,19 +14,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from avatar_app.trust.statements import KINDS, STATEMENT_VERSION, STATEMENTS, USES, Kind, Use
 from talkshow_bridge.errors import InputError
 
-Kind = Literal["synthetic", "self", "permission"]
-Use = Literal["train", "render", "import"]
-KINDS: tuple[Kind, ...] = ("synthetic", "self", "permission")
-USES: tuple[Use, ...] = ("train", "render", "import")
-STATEMENT_VERSION = 1
-STATEMENTS: dict[Kind, str] = {
-    "synthetic": "The person shown does not exist, and no real person's likeness was copied.",
-    "self": "I am the person shown, and I agree to be shown in synthetic videos for the uses permitted here.",
-    "permission": "The person shown has agreed in writing to be shown in synthetic videos for the uses permitted here, "
-    "and I can produce that agreement.",
-}
 _NAMES = {"synthetic": "synthetic person", "self": "shows its maker", "permission": "shown with written permission"}
 
 
