@@ -242,6 +242,7 @@ def test_the_guard_bounds_requests(monkeypatch):
 def test_with_passwords_the_user_is_the_owner():
     client = guarded({"auth": {"ann": "secret"}, "cookie_id": "c", "tokens": {"t": "ann"}})
     assert client.get("/").text == "None"
+    assert client.get("/gradio_api/mcp/").status_code == 401
     client.cookies.set("access-token-unsecure-c", "t")
     assert client.get("/").text == "user:ann"
     anonymous = guarded()

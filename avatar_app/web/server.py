@@ -71,8 +71,12 @@ class Guard:
                     headers.append("set-cookie", cookie)
             await send(message)
 
+        refusal = None
         if not size.isdecimal() or int(size) > limit:
             refusal = PlainTextResponse(f"A request may bring {limit // 2**20} MB at most.", status_code=413)
+        elif owner is None and "/mcp" in scope["path"]:  # the one door that gradio leaves open
+            refusal = PlainTextResponse("Please log in first.", status_code=401)
+        if refusal is not None:
             return await refusal(scope, receive, send_guarded)
         await self._app(scope, _bounded(receive, limit), send_guarded)
 
