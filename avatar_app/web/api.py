@@ -22,7 +22,7 @@ from avatar_app.jobs import Job
 from avatar_app.pipeline import best_device
 from avatar_app.settings import PRESETS, STYLES
 from avatar_app.web import panels
-from avatar_app.web.site import Site, anchor_of, settings_of, toast
+from avatar_app.web.site import Site, anchor_of, owner, settings_of, toast
 
 POLL = 0.5  # s
 WAITING = 32  # callers that may wait for a video at the same time
@@ -114,7 +114,7 @@ def add(site: Site) -> None:
             text: part of the name or of the presenter's id.
             state: only jobs in this state; empty for all.
         """
-        return [_facts(job) for job in site.jobs.list(_owner(request), text, state or None)]
+        return [_facts(job) for job in site.jobs.list(owner(request), text, state or None)]
 
     def list_presenters() -> list[dict]:
         """The installed presenters with their picture size, frame rate, licence and consent."""
@@ -163,12 +163,6 @@ def add(site: Site) -> None:
     trigger.click(job_result, id, file, api_name="job_result")
     for work in (job_status, stop_job, list_jobs, list_presenters, estimate):
         gr.api(work, api_name=work.__name__, queue=False)
-
-
-def _owner(request: gr.Request) -> str:
-    from avatar_app.web.site import owner
-
-    return owner(request)
 
 
 def _first_anchor() -> str | None:

@@ -54,7 +54,7 @@ class Site:
 
 def owner(request: gr.Request) -> str:
     """Whose jobs a request may see (see `server.Guard`)."""
-    return request.request.state.owner
+    return request.state.owner
 
 
 def language_of_request(request: gr.Request) -> str:
