@@ -39,6 +39,7 @@ PACKAGES = {
     "imageio-ffmpeg": "BSD-2-Clause; with ffmpeg, GPL-3.0, run as a program of its own",
     "pyrender": "MIT",
     "gradio": "Apache-2.0",
+    "mcp": "MIT",
     "c2pa-python": "MIT OR Apache-2.0",
     "cryptography": "Apache-2.0 OR BSD-3-Clause",
     "smplx": RESEARCH_ONLY,
