@@ -239,9 +239,10 @@ def test_generator_reads_no_further_than_it_must(tiny_anchor, maps):
             yield maps[pulled % 13][None]
 
     frames = FrameGenerator(tiny_anchor, tiny_anchor.preset("draft")).frames(endless())
+    made = 0
     for _ in range(10):
-        next(frames)
-        assert pulled <= 60
+        made += len(next(frames))
+        assert pulled <= made + 80
     assert torch.is_inference_mode_enabled() is False
 
 

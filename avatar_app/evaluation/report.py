@@ -356,7 +356,7 @@ FLICKER = 2.5  # of 255 (0 .. 0.5; an invisible watermark adds about 1)
 SEAM = 1.25  # (0.95 .. 1.05)
 JUMP, JUMP_LEAST = 2.5, 1.5  # times its neighbours' change and, of 255, above it (1.5, 1.2)
 FACE_SHARE = 0.98
-DRIFT = 10.0  # of 255, mean over an upright crop of the head averaged over 2 s (4 .. 5)
+DRIFT = 18.0  # of 255, mean over an upright crop of the head averaged over 2 s (4 .. 14, the head turned; 24: another)
 HAND_SHARE, HANDS_CLIPPED = 0.25, 0.1  # of a hand; of all frames (0 .. 0.07)
 
 
