@@ -80,7 +80,7 @@ def write_parts(footage_folder: Path, body: Path, face: Path | None, part: Path,
     plate = footage_folder / "plate.png"
     if plate.exists():
         Image.open(plate).convert("RGB").save(part / "background.png", optimize=True)
-    Image.fromarray(thumbnail(footage)).save(part / "thumbnail.jpg", quality=88)
+    Image.fromarray(footage.pictures[most_upright(footage)]).save(part / "thumbnail.jpg", quality=88)
     if held_out := held_out_set(footage_folder):
         write_truth(Truth.of(Footage(footage_folder, held_out)), part)
     manifest = {
@@ -150,10 +150,10 @@ def shortened(speech: Path, out: Path, seconds: float) -> Path:
     return out
 
 
-def thumbnail(footage: Footage) -> np.ndarray:
-    """The picture whose head is most upright and in the middle, uint8 RGB."""
+def most_upright(footage: Footage) -> int:
+    """Number of the picture whose head is most upright and in the middle."""
     heads = np.array([footage.head[n] for n in range(len(footage))])
-    return footage.pictures[int(np.argmin(np.abs(heads - np.median(heads, 0)).sum(1)))]
+    return int(np.argmin(np.abs(heads - np.median(heads, 0)).sum(1)))
 
 
 def card(manifest: dict) -> str:

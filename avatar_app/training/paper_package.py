@@ -7,7 +7,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -17,6 +16,7 @@ from avatar_app.anchors import Anchor, load_anchor, seal_anchor
 from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
 from avatar_app.import_original import open_network, open_scheduler, open_stage, write_network
 from avatar_app.training.dataset import Footage
+from avatar_app.training.package import most_upright
 from avatar_app.training.paper import GUIDANCE, Base
 from avatar_app.training.paper_data import Look, Part, View, reference_photo
 from avatar_app.trust.consent import Consent, require_consent
@@ -88,9 +88,3 @@ def _assemble(footage: Footage, source: Path, trained: dict[Part, Path], base: B
         return manifest | {"body": json.loads((source / "body.json").read_text(encoding="utf-8"))}
     shutil.copy(source / "body.safetensors", folder / "body.safetensors")
     return manifest
-
-
-def most_upright(footage: Footage) -> int:
-    """Number of the picture whose head is most upright and in the middle."""
-    heads = np.array([footage.head[n] for n in range(len(footage))])
-    return int(np.argmin(np.abs(heads - np.median(heads, 0)).sum(1)))
