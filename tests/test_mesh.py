@@ -12,7 +12,7 @@ from avatar_app.mesh.bodies import DEFAULT_DIRECTORY, LICENSED_FILE, OPEN_FILE, 
 from avatar_app.mesh.body import JAW, Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import CHANNELS, INVERSE_DEPTH, NORMAL, PART, REST, UV, render_conditions
-from avatar_app.mesh.preview import render_preview
+from avatar_app.mesh.preview import bust_fade, render_preview
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import ARKIT_52, Motion
 
@@ -228,6 +228,19 @@ def test_preview_is_lit_dressed_and_deterministic(body, camera, speaking):
     assert 0.2 < bluish[seen].mean() < 0.9  # a leotard, and skin besides
     garment = replace(body, part_names=("shirt", *body.part_names[1:]))
     assert not np.array_equal(render_preview(garment, vertices, camera), pictures)
+
+
+def test_preview_of_a_bust_fades_out_above_its_torn_edge(body, speaking):
+    ahead = Camera.look_at((0, 0.05, 2.2), (0, 0.05, 0), focal=SIZE * 2.2, width=SIZE, height=SIZE)
+    assert (bust_fade(body, ahead) == 1).all()  # legs leave the picture: nothing to hide
+    high = (body.vertices[body.faces][..., 1] > -0.1).all(1)
+    cut = {name: getattr(body, name)[high] for name in ("faces", "part", "face_uv")}
+    bust = replace(body, vertices=np.maximum(body.vertices, (-9, -0.1, -9)).astype(np.float32), **cut)
+    pose = bust.pose(speaking[:1]).vertices
+    end = int(ahead.project(bust.vertices)[:, 1].max())
+    picture, backdrop = render_preview(bust, pose, ahead)[0], render_preview(bust, pose + 100, ahead)[0]
+    assert np.array_equal(picture[end - 1 :], backdrop[end - 1 :])
+    assert not np.array_equal(picture[int(end * 0.8)], backdrop[int(end * 0.8)])
 
 
 def test_pyrender_pictures_line_up_with_the_condition_maps(body, camera, speaking):

@@ -42,9 +42,11 @@ def render_preview(body, vertices: np.ndarray, camera: Camera, background=BACKGR
     """Posed vertices (N, V, 3) m -> uint8 RGB pictures (N, height, width, 3), outlines smoothed.
 
     Parts are coloured by their names, a body without garments wears a painted leotard; `background` is a pair of sRGB
-    colours (top, bottom) in 0..1."""
+    colours (top, bottom) in 0..1. A body that ends inside the picture (a desk hides the rest) fades out there."""
     colours, kinds, fronts, marks = part_colours(body.part_names), *part_kinds(body), painted_marks(body)
     backdrop = np.linspace(*np.asarray(background, np.float32), camera.height, dtype=np.float32)
+    shown = bust_fade(body, camera)
+    faded = shown[:, 0, 0] < 1
     pictures = np.empty((len(vertices), camera.height, camera.width, 3), np.uint8)
     maps = np.zeros((camera.height, camera.width, CHANNELS), np.float32)
     for frame, picture in zip(vertices, pictures, strict=True):
@@ -52,7 +54,16 @@ def render_preview(body, vertices: np.ndarray, camera: Camera, background=BACKGR
         draw_conditions(body, frame, camera, maps)
         _shade(maps, camera.focal, camera.center, colours, kinds, fronts, marks, _LIGHTS, backdrop, picture)
         _smooth_outlines(maps, picture.copy(), picture)
+        picture[faded] = 255 * (1 - shown[faded]) * backdrop[faded, None] + shown[faded] * picture[faded]
     return pictures
+
+
+def bust_fade(body, camera: Camera) -> np.ndarray:
+    """(height, 1, 1) in 0..1, how much of the person each row shows: all of it, down to a little above the lowest
+    vertex of the rest pose."""
+    end = camera.project(body.vertices)[:, 1].max()
+    rows = np.arange(camera.height, dtype=np.float32)[:, None, None]
+    return np.clip((end - 0.02 * camera.height - rows) / (0.07 * camera.height), 0, 1)
 
 
 def part_colours(part_names: tuple[str, ...]) -> np.ndarray:
