@@ -108,6 +108,39 @@ def test_jobs_of_lost_workers_come_back_but_not_for_ever(jobs, speech, settings,
     assert jobs.claim("w") == other
 
 
+def test_owners_take_turns(jobs, speech, settings, monkeypatch):
+    monkeypatch.setattr(store, "_expected", lambda *given: 10.0)
+    ann = [jobs.submit(speech, settings, "ann") for _ in range(30)]
+    assert jobs.claim("w") == ann[0]
+    bob = jobs.submit(speech, settings, "bob")
+    cid = [jobs.submit(speech, settings, "cid") for _ in range(3)]
+    bob_again = jobs.submit(speech, settings, "bob")
+    take = jobs.submit(speech, settings, "dan", "preview")  # the lanes do not mix
+    assert [jobs.get(id, "cid").position for id in cid] == [1, 3, 6]
+    assert jobs.get(take, "dan").position == 0 and jobs.get(ann[1], "ann").position == 2
+    waiting = {id: job.position for owner in "ann bob cid".split() for job in jobs.list(owner) for id in [job.id]}
+    order = []
+    while len(order) < 9:
+        jobs.finish(ann[0] if not order else order[-1], "w")
+        order.append(jobs.claim("w"))
+    assert (
+        order == [bob, cid[0], ann[1], cid[1], bob_again, ann[2], cid[2], *ann[3:5]] == sorted(order, key=waiting.get)
+    )
+    late = jobs.submit(speech, settings, "bob")
+    assert jobs.get(late, "bob").position == 0
+    assert jobs.get(late, "bob").seconds_left == pytest.approx(20, abs=1)  # what runs, then itself
+    jobs.cancel(late, "bob")
+    assert jobs.retry(late, "bob") and jobs.get(late, "bob").position == 0
+
+
+def test_a_table_of_an_older_version_is_taken_over(jobs, speech, settings):
+    id = jobs.submit(speech, settings, "ann")
+    jobs._connection.execute("ALTER TABLE jobs DROP COLUMN round")
+    again = Jobs(jobs.folder)
+    second = again.submit(speech, settings, "ann")
+    assert [again.claim("w"), again.claim("w")] == [id, second]
+
+
 def test_bad_submissions_leave_nothing(jobs, speech, settings, tmp_path):
     text = tmp_path / "notes.wav"
     text.write_text("no sound")

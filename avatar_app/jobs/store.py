@@ -6,6 +6,9 @@
 Every change of state is one SQL transaction that names the state it starts from, so that however many servers and
 workers share the folder, a job is claimed once and ends once. A worker that has lost its job (cancelled, deleted, given
 to another) learns it from the answer to its next progress or heartbeat.
+
+Owners take turns: a job enters the round after its owner's last waiting one, at the earliest the round that is being
+served, and jobs start by round and, within one, as they came. So whoever queues thirty delays another's only job by one.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -52,11 +55,12 @@ CREATE TABLE IF NOT EXISTS jobs (
     stage TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 1,
     created REAL NOT NULL, started REAL, finished REAL, error TEXT,
     worker TEXT, heartbeat REAL, stage_started REAL, stage_first INTEGER,
-    furthest INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0
+    furthest INTEGER NOT NULL DEFAULT 0, interruptions INTEGER NOT NULL DEFAULT 0, round INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS by_owner ON jobs (owner, created);
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, turn);
 """
+_ADDED = "ALTER TABLE jobs ADD COLUMN round INTEGER NOT NULL DEFAULT 0"  # to tables of version 0.1.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class Jobs:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._connection.executescript(_SCHEMA)
+            with suppress(sqlite3.OperationalError):  # it is there already
+                self._connection.execute(_ADDED)
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"Jobs cannot be kept in {str(self.folder)!r}: {error}.") from None
 
@@ -187,14 +193,15 @@ class Jobs:
         )
 
     def retry(self, id: str, owner: str) -> bool:
-        """Queues a failed or cancelled job again, at the end; it goes on where it stopped. False in another state."""
-        self._row(id, owner)
-        return self._change(
-            "UPDATE jobs SET state = 'queued', turn = (SELECT max(turn) + 1 FROM jobs), error = NULL, finished = NULL,"
-            " started = NULL, stage = '', worker = NULL, interruptions = 0"
-            " WHERE id = ? AND state IN ('failed', 'cancelled')",
-            (id,),
-        )
+        """Queues a failed or cancelled job again, as if it came now; it goes on where it stopped. False for others."""
+        kind = self._row(id, owner)["kind"]
+        with self._transaction() as connection:
+            return self._change(
+                "UPDATE jobs SET state = 'queued', turn = (SELECT max(turn) + 1 FROM jobs), round = ?, error = NULL,"
+                " finished = NULL, started = NULL, stage = '', worker = NULL, interruptions = 0"
+                " WHERE id = ? AND state IN ('failed', 'cancelled')",
+                (_next_round(owner, _lane(kind, self._waiting())), id),
+            )
 
     def delete(self, id: str, owner: str) -> None:
         """Removes a job in whatever state, with all its files."""
@@ -210,7 +217,8 @@ class Jobs:
         now, kinds = time.time(), LANES[lane]
         with self._transaction() as connection:
             row = connection.execute(
-                f"SELECT id FROM jobs WHERE state = 'queued' AND kind IN ({_marks(kinds)}) ORDER BY turn LIMIT 1", kinds
+                f"SELECT id FROM jobs WHERE state = 'queued' AND kind IN ({_marks(kinds)}) ORDER BY round, turn LIMIT 1",
+                kinds,
             ).fetchone()
             if row is None:
                 return None
@@ -322,11 +330,13 @@ class Jobs:
 
     def _enter(self, **columns: object) -> None:
         columns |= {"state": "queued", "created": time.time()}
-        self._connection.execute(
-            f"INSERT INTO jobs ({', '.join(columns)}, turn)"
-            f" VALUES ({_marks(columns)}, (SELECT coalesce(max(turn), 0) + 1 FROM jobs))",
-            tuple(columns.values()),
-        )
+        with self._transaction() as connection:
+            columns["round"] = _next_round(columns["owner"], _lane(columns["kind"], self._waiting()))
+            connection.execute(
+                f"INSERT INTO jobs ({', '.join(columns)}, turn)"
+                f" VALUES ({_marks(columns)}, (SELECT coalesce(max(turn), 0) + 1 FROM jobs))",
+                tuple(columns.values()),
+            )
 
     def _row(self, id: str, owner: str) -> sqlite3.Row:
         row = self._connection.execute("SELECT * FROM jobs WHERE id = ? AND owner = ?", (id, owner)).fetchone()
@@ -337,7 +347,7 @@ class Jobs:
     def _waiting(self) -> list[sqlite3.Row]:
         """All jobs that are not over, as they take their turns."""
         return self._connection.execute(
-            "SELECT * FROM jobs WHERE state IN ('running', 'queued') ORDER BY state = 'queued', turn"
+            "SELECT * FROM jobs WHERE state IN ('running', 'queued') ORDER BY state = 'queued', round, turn"
         ).fetchall()
 
     def _requeue(self, which: str, values: tuple, crashed: bool) -> None:
@@ -367,7 +377,8 @@ class Jobs:
         ahead = _ahead(row, waiting) if state == "queued" else []
         left = None
         if state in ("queued", "running"):
-            left = _seconds_left(row) + sum(map(_seconds_left, ahead))
+            workers = max(1, sum(job["state"] == "running" for job in ahead))
+            left = _seconds_left(row) + sum(map(_seconds_left, ahead)) / workers
         motion, given, thumbnail = (
             path if (path := folder / name).exists() else None for name in (MOTION, GIVEN_MOTION, THUMBNAIL)
         )
@@ -423,11 +434,24 @@ def _readable(name: str) -> str:
     return name[:120] or "speech"
 
 
+def _lane(kind: Kind, jobs: list[sqlite3.Row]) -> list[sqlite3.Row]:
+    """Those that are done by the same workers as jobs of this kind."""
+    kinds = next(kinds for kinds in LANES.values() if kind in kinds)
+    return [job for job in jobs if job["kind"] in kinds]
+
+
+def _next_round(owner: str, lane: list[sqlite3.Row]) -> int:
+    """The round of a job that its owner adds to a lane of jobs that are not over."""
+    waiting = [job["round"] for job in lane if job["state"] == "queued"]
+    served = max((job["round"] for job in lane if job["state"] == "running"), default=min(waiting, default=0))
+    return max([served, *(job["round"] + 1 for job in lane if job["owner"] == owner)])
+
+
 def _ahead(row: sqlite3.Row, waiting: list[sqlite3.Row]) -> list[sqlite3.Row]:
     """The jobs of a queued one's lane that run or come before it."""
-    kinds = next(kinds for kinds in LANES.values() if row["kind"] in kinds)
-    lane = [job for job in waiting if job["kind"] in kinds]
-    return [job for job in lane if job["state"] == "running" or job["turn"] < row["turn"]]
+    place = (row["round"], row["turn"])
+    lane = _lane(row["kind"], waiting)
+    return [job for job in lane if job["state"] == "running" or (job["round"], job["turn"]) < place]
 
 
 def _seconds_left(row: sqlite3.Row) -> float:
