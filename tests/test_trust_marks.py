@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy.ndimage import minimum_filter
 
 from avatar_app import RenderSettings, render
 from avatar_app.cli import main
@@ -53,6 +54,46 @@ def test_the_mark_is_faint_and_always_the_same(frames, marked):
     assert np.abs(change[0] - change[-1])[:40, :40].mean() < 0.02  # nothing flickers where nothing moves
     flat = np.full((1, SIZE, SIZE, 3), 12, np.uint8)
     assert np.abs(Watermark(ID).mark(flat).astype(int) - flat).max() <= 2
+
+
+def slowly_marked(frame: np.ndarray, id: str) -> np.ndarray:
+    """What `Watermark.mark` makes of one frame, in the order of its description and without haste."""
+    (height, width), block = frame.shape[:2], watermark.BLOCK
+    red, green, blue = frame.astype(int).transpose(2, 0, 1)
+    y, x = np.mgrid[:height:2, :width:2]
+    aside = green[y, np.maximum(x - 2, 0)] + green[y, np.minimum(x + 2, width - 1)]
+    upright = green[np.maximum(y - 2, 0), x] + green[np.minimum(y + 2, height - 1), x]
+    bends = sum(np.minimum(abs(2 * green[y, x] - around), watermark.EDGE) / 2 for around in (aside, upright))
+    light = (red[y, x] + 2 * green[y, x] + blue[y, x]) // 4
+    rows, columns = -(-height // block), -(-width // block)
+    busy, strength = np.zeros((rows, columns), np.float32), np.zeros((rows, columns), np.float32)
+    for row, column in np.ndindex(rows, columns):
+        inside = (y // block == row) & (x // block == column)
+        busy[row, column] = bends[inside].mean()
+        dark = min(light[inside].mean() / watermark.DARK, 1)
+        strength[row, column] = watermark.DARKEST + (1 - float(watermark.DARKEST)) * dark
+    calmest = minimum_filter(busy, 3, mode="nearest")
+    strength *= np.minimum(watermark.FLAT + watermark.BUSY * calmest, watermark.STRONGEST)
+    for axis, side in ((1, width), (0, height)):  # from the blocks' middles to the pixels between them
+        place = np.clip((np.arange(side) + 0.5) / block - 0.5, 0, strength.shape[axis] - 1)
+        first = place.astype(int)
+        second = np.minimum(first + 1, strength.shape[axis] - 1)
+        share = (place - first).astype(np.float32).reshape((-1, 1) if axis == 0 else (1, -1))
+        low, high = strength.take(first, axis), strength.take(second, axis)
+        strength = low + share * (high - low)
+    side = round(min(height, width) * watermark.TILE / watermark.SHORT_SIDE)
+    wave = watermark._pattern(watermark.payload_of(id), side)[np.ix_(np.arange(height) % side, np.arange(width) % side)]
+    dither = watermark._DITHER[np.ix_(np.arange(height) % 64, np.arange(width) % 64)]
+    return np.clip(frame + np.floor(strength * wave + dither)[..., None], 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", [(128, 128), (97, 131), (150, 90)])
+def test_marked_in_haste_is_as_marked_slowly(frames, size):
+    for frame in (frames[3, 200:, 180:], np.random.default_rng(2).integers(0, 256, (SIZE, SIZE, 3), np.uint8)):
+        frame = frame[: size[0], : size[1]]
+        assert np.array_equal(Watermark(ID).mark(frame[None])[0], slowly_marked(frame, ID))
+    small = np.full((1, 16, 24, 3), 90, np.uint8)
+    assert np.array_equal(Watermark(ID).mark(small), small)  # no room for a pattern
 
 
 def test_nothing_is_found_where_nothing_is(frames):

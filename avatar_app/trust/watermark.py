@@ -33,11 +33,12 @@ TILE = 256  # pixels
 STEPS = 16  # shifts along each side of a tile
 BAND = (8, 24)  # frequencies in use, periods per tile: waves of 32 to 11 pixels
 SEED = 0x7A1E  # of the pattern; another one makes a mark that others cannot read
-BLOCK = 8  # pixels along a side over which visibility is judged
+BLOCK = 8  # pixels along a side over which visibility is judged, of which every second one is looked at
+HALF = BLOCK // 2
 
 FLAT, BUSY = np.float32(0.68), np.float32(0.18)  # amplitude in levels on flat ground; more per level that it bends
 STRONGEST = np.float32(1.85)  # amplitude anywhere, which with the dither keeps every frame above 42 dB
-EDGE = np.int32(24)  # bends count up to this, so that one outline does not make a block busy
+EDGE = np.int16(24)  # bends count up to this, so that one outline does not make a block busy
 DARK, DARKEST = np.float32(72), np.float32(0.5)  # below this brightness the amplitude sinks, to this share on black
 SCALES = 0.992 ** np.arange(42)  # how much of the short side a crop may have left, 1 to 0.72
 THRESHOLD = 43.0  # of the score; unmarked clips reach 35 to 40
@@ -63,21 +64,17 @@ def _layout(seed: int = SEED) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pattern(payload: bytes, side: int) -> np.ndarray:
-    """One tile, (side, side) float32 with standard deviation 1, that says `payload`."""
+    """One tile, (side, side) float32 with standard deviation 1, that says `payload`; all 0 where it is too small."""
     owner, phase = _layout()
-    across, down = np.arange(TILE // 2 + 1), np.fft.fftfreq(TILE, 1 / TILE)[:, None]
-    spectrum = np.where(owner >= 0, np.exp(1j * phase), 0)
-    for symbol, value in enumerate(payload + _check(payload), start=1):
-        y, x = divmod(value, STEPS)
-        turn = np.exp(-2j * np.pi * (across * x + down * y) / STEPS)
-        spectrum = np.where(owner == symbol, spectrum * turn, spectrum)
+    across, down = np.arange(TILE // 2 + 1), np.fft.fftfreq(TILE, 1 / TILE).astype(int)
+    shifts = np.array([(0, 0), *(divmod(value, STEPS) for value in payload + _check(payload))])
+    turns = across * shifts[owner, 1] + down[:, None] * shifts[owner, 0]
+    spectrum = np.where(owner >= 0, np.exp(1j * phase) * np.exp(-2j * np.pi * turns / STEPS), 0)
     resized = np.zeros((side, side // 2 + 1), complex)
-    for row, column in np.argwhere(owner >= 0):
-        frequency = int(down[row, 0])
-        if abs(frequency) < side // 2 and column < side // 2:
-            resized[frequency, column] = spectrum[row, column]
+    rows, columns = down[np.abs(down) < side // 2], min(side // 2, TILE // 2 + 1)
+    resized[rows, :columns] = spectrum[rows, :columns]
     tile = np.fft.irfft2(resized, (side, side))
-    return (tile / tile.std()).astype(np.float32)
+    return (tile / max(tile.std(), 1e-9)).astype(np.float32)
 
 
 def _check(payload: bytes) -> bytes:
@@ -93,18 +90,18 @@ class Watermark:
 
     def __init__(self, id: bytes | str):
         self.payload = payload_of(id)
-        self._patterns: dict[tuple[int, int], np.ndarray] = {}
+        self._sheets: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def mark(self, frames: np.ndarray) -> np.ndarray:
         """Marked copies of (n, height, width, 3) uint8 RGB frames."""
         size = height, width = frames.shape[1:3]
-        if size not in self._patterns:
-            side = max(2, round(min(size) * TILE / SHORT_SIDE))
-            repeats = -(-height // side), -(-width // side)
-            self._patterns[size] = np.ascontiguousarray(np.tile(_pattern(self.payload, side), repeats)[:height, :width])
+        if size not in self._sheets:
+            pattern = _pattern(self.payload, max(2, round(min(size) * TILE / SHORT_SIDE)))
+            self._sheets[size] = _sheet(pattern, width), _sheet(_DITHER, width)
         marked = np.empty(frames.shape, np.uint8)
         for source, target in zip(frames, marked, strict=True):
-            _add(np.ascontiguousarray(source), self._patterns[size], _DITHER, target)
+            source = np.ascontiguousarray(source)
+            _add(source.reshape(height, -1), _strength(source), *self._sheets[size], target.reshape(height, -1))
         return marked
 
     @staticmethod
@@ -126,6 +123,30 @@ def payload_of(id: bytes | str) -> bytes:
 _DITHER = np.random.Generator(np.random.PCG64(1)).random((64, 64), np.float32)
 
 
+def _sheet(tile: np.ndarray, width: int) -> np.ndarray:
+    """A tile (rows, columns) repeated over a frame's width, every value three times: (rows, 3 * width)."""
+    return np.repeat(np.tile(tile, -(-width // tile.shape[1]))[:, :width], 3, axis=1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _every_second(frame):
+    """Every second pixel, int16: green (rows + 2, columns + 2) with its next around, brightness (rows, columns)."""
+    height, width = frame.shape[:2]
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    green, brightness = np.empty((rows + 2, columns + 2), np.int16), np.empty((rows, columns), np.int16)
+    for row in range(rows + 2):
+        line = frame[min(max(2 * row - 2, 0), height - 1)]
+        for column in range(columns):
+            green[row, column + 1] = line[2 * column, 1]
+        green[row, 0], green[row, columns + 1] = line[0, 1], line[width - 1, 1]
+    for row in range(rows):
+        line = frame[2 * row]
+        for column in range(columns):
+            red, blue = np.int16(line[2 * column, 0]), np.int16(line[2 * column, 2])
+            brightness[row, column] = (red + 2 * green[row + 1, column + 1] + blue) // 4
+    return green, brightness
+
+
 @numba.njit(nogil=True, cache=True)
 def _strength(frame):
     """Amplitude of the mark in the middle of each block, (rows, columns) float32: more where the picture is busy.
@@ -133,25 +154,28 @@ def _strength(frame):
     Busy is what bends: mean second difference over every second pixel, so that smooth shading counts as flat.  Of a
     block and its neighbours the calmest one counts, which keeps the mark off the surroundings of outlines.
     """
-    height, width = frame.shape[:2]
-    rows, columns = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
-    green = frame[:, :, 1]
+    green, brightness = _every_second(frame)
+    down, across = brightness.shape
+    rows, columns = (down + HALF - 1) // HALF, (across + HALF - 1) // HALF
     busy, strength = np.empty((rows, columns), np.float32), np.empty((rows, columns), np.float32)
+    bends, totals = np.empty(columns * HALF, np.int16), np.empty(columns * HALF, np.int16)
     for row in range(rows):
+        bends[:], totals[:] = 0, 0
+        first, last = row * HALF, min((row + 1) * HALF, down)
+        for y in range(first, last):
+            above, here, below = green[y], green[y + 1], green[y + 2]
+            for x in range(across):
+                twice = np.int16(2 * here[x + 1])
+                aside = np.int16(abs(np.int16(twice - here[x] - here[x + 2])))
+                upright = np.int16(abs(np.int16(twice - above[x + 1] - below[x + 1])))
+                bends[x] += min(aside, EDGE) + min(upright, EDGE)
+                totals[x] += brightness[y, x]
         for column in range(columns):
-            total, bends, count = 0, 0, 0
-            for y in range(row * BLOCK, min((row + 1) * BLOCK, height), 2):
-                up, down = max(y - 2, 0), min(y + 2, height - 1)
-                for x in range(column * BLOCK, min((column + 1) * BLOCK, width), 2):
-                    left, right = max(x - 2, 0), min(x + 2, width - 1)
-                    level = np.int32(green[y, x])
-                    total += (np.int32(frame[y, x, 0]) + 2 * level + np.int32(frame[y, x, 2])) // 4
-                    bends += min(abs(2 * level - np.int32(green[y, left]) - np.int32(green[y, right])), EDGE)
-                    bends += min(abs(2 * level - np.int32(green[up, x]) - np.int32(green[down, x])), EDGE)
-                    count += 1
-            mean = np.float32(total) / np.float32(count)
+            block = slice(column * HALF, min((column + 1) * HALF, across))
+            count = (last - first) * (block.stop - block.start)
+            mean = np.float32(totals[block].sum()) / np.float32(count)
             strength[row, column] = DARKEST + (1 - DARKEST) * min(mean / DARK, 1)
-            busy[row, column] = np.float32(bends) / np.float32(2 * count)
+            busy[row, column] = np.float32(bends[block].sum()) / np.float32(2 * count)
     for row in range(rows):
         for column in range(columns):
             calmest = busy[row, column]
@@ -171,23 +195,28 @@ def _between(place, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _add(frame, pattern, dither, marked):
-    """marked = frame + strength * pattern, rounded by a fixed dither so that amplitudes below one level survive."""
-    strength = _strength(frame)
+def _add(frame, strength, pattern, dither, marked):
+    """marked = frame + strength * pattern, rounded by a fixed dither so that amplitudes below one level survive.
+
+    A row holds the colours of all its pixels one after the other, which lets the compiler do sixteen at a time."""
     rows, columns = strength.shape
-    height, width = frame.shape[:2]
+    height, width = frame.shape
     amplitude = np.empty((rows, width), np.float32)
-    for x in range(width):
+    for x in range(width // 3):
         left, right, share = _between(x, columns)
         for row in range(rows):
-            amplitude[row, x] = strength[row, left] + share * (strength[row, right] - strength[row, left])
+            amplitude[row, 3 * x : 3 * x + 3] = strength[row, left] + share * (
+                strength[row, right] - strength[row, left]
+            )
     for y in range(height):
         above, below, share = _between(y, rows)
-        for x in range(width):
-            here = amplitude[above, x] + share * (amplitude[below, x] - amplitude[above, x])
-            change = np.int32(np.floor(here * pattern[y, x] + dither[y & 63, x & 63]))
-            for channel in range(3):
-                marked[y, x, channel] = min(max(np.int32(frame[y, x, channel]) + change, 0), 255)
+        high, low = amplitude[above], amplitude[below]
+        source, target = frame[y], marked[y]
+        wave, grain = pattern[y % len(pattern)], dither[y % len(dither)]
+        for k in range(width):
+            here = high[k] + share * (low[k] - high[k])
+            value = np.float32(source[k]) + np.floor(here * wave[k] + grain[k])
+            target[k] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
 
 
 @dataclass(frozen=True)
