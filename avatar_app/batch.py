@@ -5,8 +5,9 @@
     interviews/two.mp3,eve,draft,,two.mp4
 
 `speech` is needed; every other column may be left out and every other cell empty: `anchor` (several with | between),
-`out`, and whatever `RenderSettings` knows (preset, seed, style, gesture_energy, steps, crf ...). Paths are taken from
-the list's own folder. Comma, semicolon or tab separate the columns, as spreadsheets write them.
+`out`, `subtitles` (.srt or .vtt), and whatever `RenderSettings` knows (preset, seed, style, gesture_energy, steps, crf
+...). Paths are taken from the list's own folder. Comma, semicolon or tab separate the columns, as spreadsheets write
+them.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from avatar_app.estimate import expected_bytes, expected_seconds, in_words
 from avatar_app.pipeline import Progress, presenter_for, render
 from avatar_app.settings import RenderSettings
 from avatar_app.sidecar import ingredients
+from avatar_app.subtitles import Subtitles, load_subtitles
 from avatar_app.video import VideoError, check_output
 from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.errors import InputError
 
 SETTINGS = {field.name: field for field in fields(RenderSettings)}
-COLUMNS = ("speech", "out", *SETTINGS)
+COLUMNS = ("speech", "out", "subtitles", *SETTINGS)
 BETWEEN_ANCHORS = "|"
 DONE, SKIPPED, FAILED, STOPPED = "done", "was there", "failed", "not begun"
 OUR_FAULT = "failed on our side; the log above tells why"
@@ -42,12 +44,13 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Item:
     """One video to make. row: line of the list. seconds, bytes: expected. finished: `out` is there already, made of the
-    same speech, anchor and settings."""
+    same speech, anchor, settings and subtitles."""
 
     row: int
     speech: Speech
     anchor: Anchor
     settings: RenderSettings
+    subtitles: Subtitles | None
     out: Path
     frames: int
     seconds: float
@@ -91,6 +94,9 @@ def read_list(
             column = "speech"
             try:
                 speech = _heard(heard, path.parent / cells["speech"])
+                column = "subtitles"
+                subtitles = load_subtitles(path.parent / cells["subtitles"]) if "subtitles" in cells else None
+                subtitles = subtitles and subtitles.until(speech.duration)
                 column = "settings"
                 settings = _settings(cells | {"anchor": anchor.strip()}, defaults)
                 column = "anchor"
@@ -110,7 +116,7 @@ def read_list(
             except InputError as error:
                 faults.append(Fault(number, column, str(error)))
             else:
-                items.append(_item(number, speech, presenter, settings, out, device))
+                items.append(_item(number, speech, presenter, settings, subtitles, out, device))
     if not items and not faults:
         raise InputError(f"The list {path.name!r} names no speech.")
     return items, faults
@@ -181,7 +187,15 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "speech"
 
 
-def _item(row: int, speech: Speech, anchor: Anchor, settings: RenderSettings, out: Path, device: str) -> Item:
+def _item(
+    row: int,
+    speech: Speech,
+    anchor: Anchor,
+    settings: RenderSettings,
+    subtitles: Subtitles | None,
+    out: Path,
+    device: str,
+) -> Item:
     facts = anchor.manifest
     frames = speech.frame_count(facts.fps)
     return Item(
@@ -189,19 +203,21 @@ def _item(row: int, speech: Speech, anchor: Anchor, settings: RenderSettings, ou
         speech=speech,
         anchor=anchor,
         settings=settings,
+        subtitles=subtitles,
         out=out,
         frames=frames,
         seconds=expected_seconds(anchor.id, settings.preset, frames, device),
         bytes=expected_bytes(frames, facts.width, facts.height, speech.duration, settings.crf),
-        finished=_finished(out, ingredients(settings, anchor, speech, preview=False)),
+        finished=_finished(out, ingredients(settings, anchor, speech, preview=False), subtitles),
     )
 
 
-def _finished(out: Path, made_of: dict) -> bool:
-    """Whether a video is there with a side-car that tells of the same speech, anchor and settings."""
+def _finished(out: Path, made_of: dict, subtitles: Subtitles | None) -> bool:
+    """Whether a video is there with a side-car that tells of the same speech, anchor, settings and subtitles."""
     try:
         told = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
         same = all(told[name] == made_of[name] for name in ("settings", "speech", "anchor", "preview"))
+        same &= told.get("subtitles") == (subtitles and subtitles.facts())
         return same and out.stat().st_size > 0
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -221,7 +237,8 @@ def run(items: list[Item], progress: Callable[[Item], Progress], device: str | N
         work = item.out.with_name(f".{item.out.stem}.work")
         sentence = ""
         try:
-            render(item.speech.path, None, item.out, item.settings, progress(item), device=device, work=work)
+            options = {"device": device, "work": work, "subtitles": item.subtitles}
+            render(item.speech.path, None, item.out, item.settings, progress(item), **options)
             shutil.rmtree(work, ignore_errors=True)
         except (InputError, VideoError, OSError) as error:
             sentence = str(error)

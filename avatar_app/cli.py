@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from avatar_app.anchors import Anchor
     from talkshow_bridge.motion import Motion
 
+log = logging.getLogger(__name__)
+
 
 def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that clean-up code runs
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     other.add_argument("--preview", metavar="MESH.mp4", help="a quick video of the moving mesh only")
     render.add_argument("--motion", metavar="MOTION", help="render this motion file (speech is then optional)")
+    render.add_argument("--subtitles", metavar="FILE", help=".srt or .vtt, to be a track of the video")
     render.add_argument("--work", metavar="DIR", help="keep finished pieces here, to go on after a crash")
     render.add_argument("--takes", type=int, default=1, metavar="N", help="N results: seed, seed+1, ... in NAME-1, ...")
     render.set_defaults(run=_render)
@@ -166,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _app(options: argparse.Namespace) -> None:
+    log.info("Starting the page ...")
     from avatar_app.web.app import serve
 
     serve(options.port, options.listen, options.share, options.auth, options.manage_anchors)
@@ -181,6 +185,8 @@ def _render(options: argparse.Namespace) -> None:
     settings = replace(settings, **{name: value for name in names if (value := getattr(options, name)) is not None})
     if options.takes < 1:
         raise InputError(f"At least one take is needed, not {options.takes}.")
+    if options.subtitles and options.motion_only:
+        raise InputError("A motion file carries no subtitles; please leave out --subtitles.")
     if options.takes > 1 and options.motion:
         raise InputError("A motion file is one take; `--takes` is for motion made from speech.")
     for take in range(options.takes):
@@ -205,6 +211,7 @@ def _video(options: argparse.Namespace, settings: RenderSettings, suffix: str) -
         preview=bool(options.preview),
         device=options.device,
         work=options.work and options.work + suffix,
+        subtitles=options.subtitles,
     )
     print(f"{result.path}  ({result.duration:.1f} s of video in {result.timings['total']:.1f} s)")
     print(as_text(result.report, brief=True), file=sys.stderr)

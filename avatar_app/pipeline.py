@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_app.anchors import Anchor, Preset, anchor_folders, list_anchors, load_anchor
+from avatar_app.comparison import FaceComparison
 from avatar_app.estimate import remember
 from avatar_app.evaluation.report import QualityReport
 from avatar_app.files import unfinished
@@ -24,6 +25,7 @@ from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
 from avatar_app.sidecar import ingredients, peak_memory, write_sidecar
 from avatar_app.stopwatch import Stopwatch
+from avatar_app.subtitles import Subtitles, load_subtitles
 from avatar_app.trust import credentials
 from avatar_app.trust.consent import require_consent
 from avatar_app.trust.marks import marker, trust_facts
@@ -33,6 +35,7 @@ from talkshow_bridge.audio import Speech, load_speech
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 
+FACE_COMPARISON = "face.jpg"  # in the work folder
 CHUNK = 8  # frames that travel together: 84 MB of condition maps at 512x512
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total); may raise Cancelled
@@ -68,6 +71,7 @@ def render(
     device: str | None = None,
     work: str | os.PathLike[str] | None = None,
     id: str | None = None,
+    subtitles: str | os.PathLike[str] | Subtitles | None = None,
 ) -> RenderResult:
     """Renders speech to an mp4 with the user's audio, and a .json side-car that tells how it was made.
 
@@ -76,8 +80,10 @@ def render(
     progress: called as progress(stage, done, total) with stage "speech", "anchor", "motion" or "frames".
     motion: use this instead of generating one.   preview: draw the posed mesh instead of the diffusion model's picture.
     device: torch device; None takes the GPU when there is one.
-    work: folder that keeps the motion and finished pieces of the video: a render that was killed goes on there, with
-    the same result as an undisturbed one. None takes a temporary folder.   id: of the video; None makes one.
+    work: folder that keeps the motion, finished pieces of the video and a comparison of the face pass (face.jpg): a
+    render that was killed goes on there, with the same result as an undisturbed one. None takes a temporary folder.
+    id: of the video; None makes one.
+    subtitles: .srt or .vtt file, to be a track of the video that players show or hide.
     Raises InputError (the user's to mend), Cancelled, or video.VideoError (ffmpeg failed).
     """
     settings = settings or RenderSettings()
@@ -93,6 +99,10 @@ def render(
     with clock("speech"):
         report("speech", 0, 1)
         recording = None if speech is None else load_speech(speech)
+        if isinstance(subtitles, (str, os.PathLike)):
+            subtitles = load_subtitles(subtitles)
+        if subtitles is not None and (recording or motion):
+            subtitles = subtitles.until((recording or motion).duration)
     with clock("anchor"):
         report("anchor", 0, 1)
         presenter = presenter_for(settings, motion)
@@ -123,7 +133,10 @@ def render(
             elif preview:
                 pictures = preview_frames(presenter, motion, begin, clock)
             else:
-                pictures = presenter_frames(presenter, motion, begin, options, settings.seed, device, clock, kept)
+                compare = FaceComparison(folder / FACE_COMPARISON, fps, mark)
+                pictures = presenter_frames(
+                    presenter, motion, begin, options, settings.seed, device, clock, kept, compare
+                )
             for frames, vertices in pictures:
                 with clock("trust"):
                     frames = mark(frames)
@@ -133,7 +146,7 @@ def render(
                     video.write(frames)
                 report("frames", video.frames, len(motion))
         with clock("video"), unfinished(out) as temporary:
-            video.join(temporary, None if recording is None else recording.path)
+            video.join(temporary, None if recording is None else recording.path, subtitles)
             if settings.credentials:
                 with clock("trust"):
                     credentials.sign(temporary, trust)
@@ -146,6 +159,7 @@ def render(
         **made_of,
         "plan": kept.planned,
         "motion": {"frames": len(motion), "fps": motion.fps, **motion.meta},
+        "subtitles": subtitles and subtitles.facts(),
         "trust": {**trust, "signed": settings.credentials},
         "quality": watch.finish(),
         "timings_s": timings,
@@ -255,6 +269,7 @@ def presenter_frames(
     device: str,
     clock: Stopwatch,
     kept: WorkFolder,
+    compare: FaceComparison,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pictures of the presenter from frame `begin` on, with their posed vertices, a few at a time.
 
@@ -295,7 +310,8 @@ def presenter_frames(
         if enhancer is not None:
             with clock("face"):
                 if done > begin:
-                    frames = enhancer.enhance(frames, vertices)
+                    before, frames = frames, enhancer.enhance(frames, vertices)
+                    compare.look(done - len(frames), before, frames)
                 else:
                     enhancer.skip(vertices)
         if done > begin:

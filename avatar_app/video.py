@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_app.files import unfinished
+from avatar_app.subtitles import Subtitles
 from talkshow_bridge.audio import ffmpeg_path
 from talkshow_bridge.errors import InputError
 
@@ -177,10 +178,11 @@ class Pieces:
         if kind is None and self.frames != self._total:
             raise VideoError(f"The video has {self.frames} frames instead of {self._total}.")
 
-    def join(self, path: Path, audio: str | os.PathLike[str] | None = None) -> None:
+    def join(self, path: Path, audio: str | os.PathLike[str] | None = None, subtitles: Subtitles | None = None) -> None:
         """Writes the whole video without encoding the pictures again.
 
         audio: any file that ffmpeg decodes; its first audio track is re-encoded as AAC, mono or stereo, 48 kHz.
+        subtitles: become a track of text that players show or hide.
         """
         import ffmpeg
 
@@ -191,6 +193,11 @@ class Pieces:
         if audio is not None:
             streams.append(audio_track(audio))
             options = {"acodec": "aac", "audio_bitrate": AUDIO_BITRATE}
+        if subtitles is not None:
+            text = self._folder / "subtitles.vtt"
+            text.write_text(subtitles.as_vtt(), encoding="utf-8")
+            streams.append(ffmpeg.input(f"file:{text}", format="webvtt")["s:0"])
+            options |= {"scodec": "mov_text", "metadata:s:s:0": f"language={subtitles.language_code}"}
         run_ffmpeg(ffmpeg.output(*streams, f"file:{path}", vcodec="copy", **options, **_MP4))
 
 

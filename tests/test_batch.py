@@ -43,6 +43,15 @@ def test_every_speech_with_every_presenter_then_again(place, capsys):
     assert probe(place / "hello-world-two-7.mp4").frames == 10 and not list(place.glob(".*"))
     assert json.loads((place / "hello-world-two-7.json").read_text())["settings"]["seed"] == 7
 
+    (place / "words.srt").write_text("1\n00:00:00,000 --> 00:00:00,300\nHello\n")
+    text = (
+        table.read_text("utf-8-sig").replace(";;no", ";;no;words.srt").replace("credentials", "credentials;subtitles")
+    )
+    table.write_text(text)
+    assert main(["batch", str(table)]) == 0
+    assert "2 done." in capsys.readouterr().out  # without subtitles they are other videos
+    assert json.loads((place / "hello-world-two-7.json").read_text())["subtitles"]["count"] == 1
+
     before = (place / "hello-world-two-7.mp4").stat().st_mtime_ns
     (place / "hello-world-one-7.mp4").unlink()
     assert main(["batch", str(table)]) == 0
