@@ -8,7 +8,7 @@ workers share the folder, a job is claimed once and ends once. A worker that has
 to another) learns it from the answer to its next progress or heartbeat.
 
 Owners take turns: a job enters the round after its owner's last waiting one, at the earliest the round that is being
-served, and jobs start by round and, within one, as they came. So whoever queues thirty delays another's only job by one.
+served, and jobs start by round and, within one, as they came. Whoever queues thirty delays another's only job by one.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from avatar_app.files import write_json
 from avatar_app.jobs.housekeeping import PIECES_KEPT, Limits, enough_room, orphans, outdated, size_of
 from avatar_app.settings import RenderSettings
+from avatar_app.subtitles import load_subtitles
 from talkshow_bridge.audio import load_speech
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 
-Kind = Literal["video", "preview", "motion"]
+Kind = Literal["video", "preview", "motion", "train"]
 State = Literal["queued", "running", "done", "failed", "cancelled"]
-KINDS: tuple[Kind, ...] = ("video", "preview", "motion")
+KINDS: tuple[Kind, ...] = ("video", "preview", "motion")  # what is made of a speech
 STATES: tuple[State, ...] = ("queued", "running", "done", "failed", "cancelled")
-LANES: dict[str, tuple[Kind, ...]] = {"video": ("video",), "quick": ("preview", "motion")}
+LANES: dict[str, tuple[Kind, ...]] = {"video": ("video",), "quick": ("preview", "motion"), "train": ("train",)}
+PACED = ("frames", "training")  # stages that take most of the time, at an even pace
 
 HOME = Path(__file__).parents[2] / "work" / "jobs"
 WORK, VIDEO, SIDECAR, THUMBNAIL = "work", "video.mp4", "video.json", "thumbnail.jpg"
 MOTION, GIVEN_MOTION = "motion.npz", "given-motion.npz"
+SUBTITLES, COMPARISON, ORDER = "subtitles.vtt", "face.jpg", "order.json"
 LEASE = 30.0  # s without a heartbeat after which a running job is given to another worker
 BUSY = 30.0  # s to wait for another process's transaction
 NO_ROOM = "The disk is full: please delete old videos or make room, then try again."
@@ -67,10 +71,12 @@ _ADDED = "ALTER TABLE jobs ADD COLUMN round INTEGER NOT NULL DEFAULT 0"  # to ta
 class Job:
     """One job as it stood when it was asked for. Times are seconds since 1970.
 
-    stage, done, total: where it is; stages are "speech", "anchor", "motion" and "frames".
+    stage, done, total: where it is; stages are "speech", "anchor", "motion" and "frames"; of a training
+    "checking", "training" and "packing".
     position: jobs that start before this queued one, 0 = the next; None when it is not queued.
     seconds_left: until its end, waiting included; None once it is over.   error: one sentence, of a failed job.
     duration: of the speech in s.   folder: of its files.   video, sidecar, thumbnail, motion: None while missing.
+    comparison: the face before and after its pass, side by side.   subtitles: WebVTT.   None where there are none.
     segments: the finished pieces of the video, in order, each playable by itself.
     """
 
@@ -96,6 +102,8 @@ class Job:
     sidecar: Path | None
     thumbnail: Path | None
     motion: Path | None
+    comparison: Path | None
+    subtitles: Path | None
     segments: tuple[Path, ...]
 
     @property
@@ -132,12 +140,14 @@ class Jobs:
         kind: Kind = "video",
         motion: str | os.PathLike[str] | None = None,
         name: str = "",
+        subtitles: str | os.PathLike[str] | None = None,
     ) -> str:
         """Checks everything, copies the files into a folder of the job's own and queues it; returns its id.
 
         kind: "video", "preview" (the moving mesh) or "motion" (the motion file alone).   motion: .npz to use instead of
         generating one, as of an earlier preview; with it speech may be None.   name: for people, default the file's.
-        Raises InputError: unusable speech, motion, anchor or settings; no room.
+        subtitles: .srt or .vtt, for the video to carry.
+        Raises InputError: unusable speech, motion, subtitles, anchor or settings; no room.
         """
         from avatar_app.pipeline import presenter_for
 
@@ -150,6 +160,7 @@ class Jobs:
         given = None if motion is None else Motion.load(motion)
         anchor = presenter_for(settings, given)
         duration = given.duration if speech is None else load_speech(speech).duration
+        lines = None if subtitles is None else load_subtitles(subtitles).until(duration)
         id = secrets.token_urlsafe(18)
         copy = None if speech is None else "speech" + _safe_suffix(Path(speech))
         with self._new_folder(id) as folder:
@@ -157,6 +168,8 @@ class Jobs:
                 shutil.copyfile(speech, folder / copy)
             if motion is not None:
                 shutil.copyfile(motion, folder / GIVEN_MOTION)
+            if lines is not None:
+                (folder / SUBTITLES).write_text(lines.as_vtt(), encoding="utf-8")
             self._enter(
                 id=id,
                 owner=owner,
@@ -169,18 +182,34 @@ class Jobs:
             )
         return id
 
+    def submit_training(self, order: dict, owner: str, name: str, anchor: str, seconds: float) -> str:
+        """Queues the training of a presenter; returns the job's id.
+
+        order: what `avatar_app.jobs.training` is to do, as JSON.   name, anchor: of the presenter and its id.
+        seconds: that it will take.   Raises InputError when there is no room.
+        """
+        id = secrets.token_urlsafe(18)
+        with self._new_folder(id) as folder:
+            write_json(folder / ORDER, order)
+            settings = json.dumps(RenderSettings(anchor=anchor).to_dict())
+            facts = {"id": id, "owner": owner, "kind": "train", "name": _readable(name), "settings": settings}
+            self._enter(**facts, duration=seconds, expected=seconds)
+        return id
+
     def get(self, id: str, owner: str) -> Job:
         """Raises InputError "There is no such job." for unknown ids and for other owners' alike."""
         return self._job(self._row(id, owner), self._waiting())
 
-    def list(self, owner: str, text: str = "", state: State | None = None) -> list[Job]:
+    def list(
+        self, owner: str, text: str = "", state: State | None = None, kinds: tuple[Kind, ...] = KINDS
+    ) -> list[Job]:
         """The owner's jobs, newest first. text: part of the name or of the anchor's id, in any case."""
         rows = self._connection.execute(
             "SELECT * FROM jobs WHERE owner = ? AND (? IS NULL OR state = ?) ORDER BY created DESC, turn DESC",
             (owner, state, state),
         ).fetchall()
         waiting, wanted = self._waiting(), text.casefold().strip()
-        jobs = (self._job(row, waiting) for row in rows)
+        jobs = (self._job(row, waiting) for row in rows if row["kind"] in kinds)
         return [job for job in jobs if wanted in f"{job.name}\n{job.settings.anchor or ''}".casefold()]
 
     def cancel(self, id: str, owner: str) -> bool:
@@ -195,7 +224,7 @@ class Jobs:
     def retry(self, id: str, owner: str) -> bool:
         """Queues a failed or cancelled job again, as if it came now; it goes on where it stopped. False for others."""
         kind = self._row(id, owner)["kind"]
-        with self._transaction() as connection:
+        with self._transaction():
             return self._change(
                 "UPDATE jobs SET state = 'queued', turn = (SELECT max(turn) + 1 FROM jobs), round = ?, error = NULL,"
                 " finished = NULL, started = NULL, stage = '', worker = NULL, interruptions = 0"
@@ -217,7 +246,8 @@ class Jobs:
         now, kinds = time.time(), LANES[lane]
         with self._transaction() as connection:
             row = connection.execute(
-                f"SELECT id FROM jobs WHERE state = 'queued' AND kind IN ({_marks(kinds)}) ORDER BY round, turn LIMIT 1",
+                f"SELECT id FROM jobs WHERE state = 'queued' AND kind IN ({_marks(kinds)})"
+                " ORDER BY round, turn LIMIT 1",
                 kinds,
             ).fetchone()
             if row is None:
@@ -243,12 +273,20 @@ class Jobs:
         now = time.time()
         return self._change(
             "UPDATE jobs SET heartbeat = :now, done = :done, total = :total,"
-            " interruptions = CASE WHEN :stage = 'frames' AND :done > furthest THEN 0 ELSE interruptions END,"
-            " furthest = CASE WHEN :stage = 'frames' THEN max(furthest, :done) ELSE furthest END,"
+            " interruptions = CASE WHEN :paced AND :done > furthest THEN 0 ELSE interruptions END,"
+            " furthest = CASE WHEN :paced THEN max(furthest, :done) ELSE furthest END,"
             " stage_started = CASE WHEN stage = :stage THEN stage_started ELSE :now END,"
             " stage_first = CASE WHEN stage = :stage THEN stage_first ELSE :done END, stage = :stage"
             " WHERE id = :id AND worker = :worker AND state = 'running'",
-            {"now": now, "done": done, "total": total, "stage": stage, "id": id, "worker": worker},
+            {
+                "now": now,
+                "done": done,
+                "total": total,
+                "stage": stage,
+                "paced": stage in PACED,
+                "id": id,
+                "worker": worker,
+            },
         )
 
     def finish(self, id: str, worker: str, error: str | None = None) -> bool:
@@ -379,10 +417,11 @@ class Jobs:
         if state in ("queued", "running"):
             workers = max(1, sum(job["state"] == "running" for job in ahead))
             left = _seconds_left(row) + sum(map(_seconds_left, ahead)) / workers
-        motion, given, thumbnail = (
-            path if (path := folder / name).exists() else None for name in (MOTION, GIVEN_MOTION, THUMBNAIL)
+        motion, given, thumbnail, comparison, subtitles = (
+            path if (path := folder / name).exists() else None
+            for name in (MOTION, GIVEN_MOTION, THUMBNAIL, COMPARISON, SUBTITLES)
         )
-        done = state == "done" and row["kind"] != "motion"
+        done = state == "done" and row["kind"] in ("video", "preview")
         return Job(
             **{name: row[name] for name in _PLAIN},
             position=sum(job["state"] == "queued" for job in ahead) if state == "queued" else None,
@@ -394,6 +433,8 @@ class Jobs:
             sidecar=folder / SIDECAR if done else None,
             thumbnail=thumbnail,
             motion=motion or given,
+            comparison=comparison,
+            subtitles=subtitles,
             segments=tuple(sorted((folder / WORK).glob("piece-*.mp4"))),
         )
 
@@ -460,6 +501,6 @@ def _seconds_left(row: sqlite3.Row) -> float:
         return row["expected"]
     now = time.time()
     made = row["done"] - (row["stage_first"] or 0)
-    if row["stage"] == "frames" and made > 0:
+    if row["stage"] in PACED and made > 0:
         return max(0.0, (row["heartbeat"] - row["stage_started"]) / made * (row["total"] - row["done"]))
     return max(1.0, row["expected"] - (now - row["started"]))
