@@ -97,14 +97,15 @@ def bench_anchors(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from avatar_app.anchors import MANIFEST, anchor_folders
     from avatar_app.cli import ProgressLine
-    from avatar_app.training.build import Order, build_anchor
+    from avatar_app.training.build import Order, anchor_facts, build_anchor
 
     out = anchor_folders()[0] / options.out if Path(options.out).name == options.out else Path(options.out).resolve()
     if (out / MANIFEST).exists() and not options.replace:
         raise InputError(f"An anchor '{out.name}' exists already; remove it first or add --replace.")
     _check_id(out.name)
     _check_numbers(options)
-    facts = _facts(options, out.name)
+    consent = _consent(options)
+    facts = anchor_facts(options.dataset, consent, options.name or out.name, options.licence, options.description)
     if options.kind == "stable-diffusion":
         print(train_paper_anchor(options, out, facts))
         return
@@ -168,22 +169,6 @@ def _check_id(name: str) -> None:
         TypeAdapter(Id).validate_python(name)
     except ValidationError:
         raise InputError(f"'{name}' is no id for an anchor: lower-case letters, digits, - and _, at most 64.") from None
-
-
-def _facts(options: argparse.Namespace, name: str) -> dict:
-    """Name, licence, description and the consent record, which for a real person is bound to the training video."""
-    from avatar_app.training.delivery import VIDEOS
-    from avatar_app.trust.consent import require_consent
-    from avatar_app.trust.credentials import sha256
-
-    consent = _consent(options)
-    videos = [path for path in sorted((options.dataset / "train").glob("*")) if path.suffix.lower() in VIDEOS]
-    if videos and consent.kind != "synthetic":
-        video = sha256(videos[0])
-        consent = consent.model_copy(update={"clip_sha256": consent.clip_sha256 or video})
-        require_consent(consent, "train", clip_sha256=video)
-    facts = {"name": options.name or name, "licence": options.licence, "description": options.description}
-    return facts | {"consent": consent.model_dump(mode="json")}
 
 
 def _consent(options: argparse.Namespace):

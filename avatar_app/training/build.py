@@ -19,9 +19,11 @@ from pathlib import Path
 
 from avatar_app.anchors import Anchor
 from avatar_app.training.check import as_table, check_dataset
+from avatar_app.training.delivery import VIDEOS
 from avatar_app.training.package import package
 from avatar_app.training.prepare import prepare
 from avatar_app.trust.consent import Consent, require_consent
+from avatar_app.trust.credentials import sha256
 from talkshow_bridge.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,19 @@ class Order:
     threads: int | None = None
     seed: int = 0
     sample: Path | None = None
+
+
+def anchor_facts(dataset: Path, consent: Consent, name: str, licence: str, description: str = "") -> dict:
+    """What `package` wants to know; the consent of a real person is bound to the training video.
+
+    Raises InputError when the consent does not permit training, or was given for another video."""
+    videos = [path for path in sorted((dataset / "train").glob("*")) if path.suffix.lower() in VIDEOS]
+    video = sha256(videos[0]) if videos and consent.kind != "synthetic" else None
+    if video:
+        consent = consent.model_copy(update={"clip_sha256": consent.clip_sha256 or video})
+    require_consent(consent, "train", clip_sha256=video)
+    facts = {"name": name, "licence": licence, "description": description}
+    return facts | {"consent": consent.model_dump(mode="json")}
 
 
 def build_anchor(order: Order, progress: Progress) -> Anchor:

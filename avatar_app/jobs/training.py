@@ -1,0 +1,95 @@
+"""Trainings of presenters as jobs: everything on the way lies in the job's folder, the outcome among the anchors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from avatar_app.anchors import MANIFEST, anchor_folders
+from avatar_app.jobs.store import ORDER, WORK, Job, Jobs
+from avatar_app.training.build import Order, anchor_facts, build_anchor
+from avatar_app.trust.consent import Consent
+from talkshow_bridge.errors import InputError
+
+FACE = 256  # pixels of the face networks, where heads are large enough
+PACKING_SECONDS = 120.0  # measuring, the sample clip and the package, about
+MINUTES = (1.0, 48 * 60.0)
+
+
+def submit_training(
+    jobs: Jobs, owner: str, dataset: Path, name: str, consent: Consent, minutes: float, licence: str
+) -> str:
+    """Queues a training and returns the job's id. name: of the presenter; its id is made of it.
+
+    minutes: training time of each of the networks, body and face.   Raises InputError: no name, such a presenter
+    exists, the consent does not permit it, minutes outside `MINUTES`, no room.
+    """
+    name, licence = name.strip(), licence.strip()
+    if not name or not licence:
+        raise InputError("Please give the presenter a name and a licence.")
+    if not MINUTES[0] <= minutes <= MINUTES[1]:
+        raise InputError(f"A training takes {MINUTES[0]:g} to {MINUTES[1]:g} minutes, not {minutes:g}.")
+    anchor = anchor_id(name)
+    if (anchor_folders()[0] / anchor).exists():
+        raise InputError(f"An anchor '{anchor}' exists already; please take another name.")
+    facts = anchor_facts(dataset, consent, name, licence)
+    order = {"dataset": str(dataset), "anchor": anchor, "minutes": minutes, "facts": facts}
+    rounds = 1 if (os.cpu_count() or 1) > 1 else 2  # body and face side by side, or one after the other
+    return jobs.submit_training(order, owner, name, anchor, 60 * minutes * rounds + PACKING_SECONDS)
+
+
+def anchor_id(name: str) -> str:
+    """An id for a presenter of this name: its letters and digits, "presenter" when none of them are Latin."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40] or "presenter"
+
+
+def train(job: Job, device: str | None, progress: Callable[[str, int, int], None]) -> None:
+    """Does a training or goes on with it; the presenter is installed at the end. Raises what `build_anchor` raises."""
+    from avatar_app.bench import sample_files
+    from avatar_app.pipeline import best_device
+
+    order, work = json.loads((job.folder / ORDER).read_text(encoding="utf-8")), job.folder / WORK
+    out, planned = anchor_folders()[0] / order["anchor"], round(60 * order["minutes"])
+    if (out / MANIFEST).exists() and not (work / "body").exists():
+        raise InputError(f"An anchor '{out.name}' exists already; please take another name.")
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stage.startswith("training"):
+            progress("training", max(0, planned - total + done), planned)
+        else:
+            progress("packing", done, total)
+
+    progress("checking", 0, 1)
+    work.mkdir(exist_ok=True)
+    build_anchor(
+        Order(
+            dataset=Path(order["dataset"]),
+            out=out,
+            work=work,
+            facts=order["facts"],
+            minutes=order["minutes"],
+            face=FACE,
+            device=device or best_device(),
+            sample=sample_files()[0],
+        ),
+        tell,
+    )
+
+
+def sheet(job: Job, part: str) -> Path | None:
+    """Held-out pictures, truth on the left, made on the right, as they are now. part: "body" or "face"."""
+    return next((job.folder / WORK).glob(f"{part}*/sheet.png"), None)
+
+
+def scores(job: Job) -> list[tuple[float, float]]:
+    """(seconds of training, dB) of the body's held-out pictures so far; empty before the first look at them."""
+    try:
+        facts = json.loads((job.folder / WORK / "body" / "progress.json").read_text(encoding="utf-8"))
+        return [tuple(entry) for entry in facts["held_out"]]
+    except (OSError, ValueError, KeyError):
+        return []
