@@ -105,9 +105,9 @@ def test_nothing_is_found_where_nothing_is(frames):
 
 @pytest.fixture(scope="module")
 def video(tiny_anchor, tiny_motion, tmp_path_factory):
-    """A rendered, signed video with its side-car; the tiny presenter is too small for the mark."""
+    """A signed preview with its side-car; the tiny presenter is too small for the mark."""
     folder = tmp_path_factory.mktemp("signed")
-    return render(None, tiny_anchor.folder, folder / "out.mp4", motion=tiny_motion[:12]).path
+    return render(None, tiny_anchor.folder, folder / "out.mp4", motion=tiny_motion[:12], preview=True).path
 
 
 def test_what_is_signed(video, tiny_anchor):
@@ -124,12 +124,74 @@ def test_one_flipped_byte_breaks_the_signature(video, tmp_path, capsys):
     copy = tmp_path / "copy.mp4"
     content = video.read_bytes()
     assert main(["verify", str(video)]) == 0 and "not altered" in capsys.readouterr().out
-    for place in (content.index(b"mdat") + 40, len(content) // 2, len(content) - 3):
+    marked_out = (
+        9,
+        content.index(b"jumdc2pa") - 40,
+        content.index(b"mdat") + 40,
+        len(content) - 3,
+    )  # ftyp, padding, ...
+    for place in [*marked_out, *np.random.default_rng(0).integers(0, len(content), 40)]:
         copy.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert credentials.read(copy).state == "invalid", place
+        read = credentials.read(copy)
+        assert read is None or read.state == "invalid", place
     assert main(["verify", str(copy)]) == 4 and "altered since" in capsys.readouterr().out
     assert main(["verify", str(copy), "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["altered"] is True
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Two signed films of the same pictures, one with a low tone, one with a high one."""
+    paths = [tmp_path_factory.mktemp("films") / f"{tone}.mp4" for tone in (220, 660)]
+    for path in paths:
+        sources = ["-f", "lavfi", "-i", "testsrc=d=1:s=128x128", "-f", "lavfi", "-i", f"sine={path.stem}:d=1"]
+        bench._ffmpeg([*sources, "-pix_fmt", "yuv420p", str(path)])
+        credentials.sign(path, {"id": path.stem})
+        assert credentials.read(path).state == "trusted"
+    return paths
+
+
+def boxes(path) -> dict[bytes, bytes]:
+    """The parts of an mp4 by their names; the seal is the second "free"."""
+    content, found = path.read_bytes(), {}
+    while content:
+        size, name = int.from_bytes(content[:4], "big"), content[4:8]
+        found[name + b"2" if name in found else name] = content[:size]
+        content = content[size:]
+    return found
+
+
+def test_parts_of_two_films_make_no_valid_one(films, tmp_path):
+    low, high = map(boxes, films)
+    whole, copy = b"".join(low.values()), tmp_path / "copy.mp4"
+    assert whole == films[0].read_bytes()
+    forged = {
+        "cut off": whole[:-200], "cut in two": whole[: len(whole) // 2], "seal cut off": whole[: -len(low[b"free2"])],
+        "a byte more": whole + b"\0", "an empty box more": whole + b"\0\0\0\x08free",
+        "the other's statement": b"".join((low | {b"uuid": high[b"uuid"]}).values()),
+        "the other's sound": b"".join((low | {name: high[name] for name in (b"moov", b"mdat")}).values()),
+        "the other's seal": b"".join((low | {b"free2": high[b"free2"]}).values()),
+        "another brand": b"".join((low | {b"ftyp": low[b"ftyp"].replace(b"isom", b"iso4")}).values()),
+    }  # fmt: skip
+    for name, content in forged.items():
+        copy.write_bytes(content)
+        assert credentials.read(copy).state == "invalid", name
+    sound = ["-i", str(films[0]), "-i", str(films[1]), "-map", "0:v", "-map", "1:a", "-c", "copy"]
+    bench._ffmpeg([*sound, str(copy)])
+    assert credentials.read(copy) is None  # whoever writes the file anew loses the signature
+
+
+def test_strangers_may_sign_anything(films, tmp_path, monkeypatch):
+    odd = [
+        {"label": credentials.FACTS_LABEL, "data": ["no", "table"]},
+        {"label": credentials.SEAL_LABEL, "data": {"key": ["none"]}},
+    ]
+    usual = credentials._manifest
+    monkeypatch.setattr(credentials, "_manifest", lambda *given: usual(*given) | {"assertions": odd})
+    copy = shutil.copy(films[0], tmp_path / "copy.mp4")
+    credentials.sign(copy, {})
+    verdict = verify.check(copy)
+    assert verdict.exit_code == 4 and verdict.signed.facts == {}
 
 
 def test_signed_by_others(video, tmp_path, monkeypatch):
@@ -161,10 +223,11 @@ def test_no_silent_unsigned_video(tiny_anchor, tiny_motion, tmp_path, monkeypatc
     monkeypatch.setenv("AVATAR_APP_KEYS", str(tmp_path / "file"))
     out = tmp_path / "out.mp4"
     with pytest.raises(InputError, match="signing key cannot be kept .*--no-credentials"):
-        render(None, tiny_anchor.folder, out, motion=tiny_motion[:4])
+        render(None, tiny_anchor.folder, out, motion=tiny_motion[:4], preview=True)
     assert not out.exists()
     plain = RenderSettings(credentials=False, watermark=False)
-    assert credentials.read(render(None, tiny_anchor.folder, out, plain, motion=tiny_motion[:4]).path) is None
+    rendered = render(None, tiny_anchor.folder, out, plain, motion=tiny_motion[:4], preview=True)
+    assert credentials.read(rendered.path) is None
 
 
 def test_a_certificate_of_ones_own(video, tmp_path, monkeypatch):

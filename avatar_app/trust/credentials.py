@@ -19,11 +19,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from avatar_app import __version__
+from avatar_app.trust.seal import Seal, is_whole
 from talkshow_bridge.errors import InputError
 
 SOFTWARE = "avatar_app"
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 FACTS_LABEL = "org.avatar-app.render"  # our own assertion: anchor, audio, consent, id
+SEAL_LABEL = "org.avatar-app.seal"  # and the key that seals the whole file
 YEARS = 10  # that the local certificate is good for
 FORMAT = "video/mp4"
 
@@ -50,7 +52,7 @@ class Statement:
     """What the credentials of a file say.
 
     state: "trusted" (unaltered, by a certificate that this installation trusts), "valid" (unaltered, by another) or
-    "invalid" (altered, or the signature is broken).   problems: C2PA's codes of what failed.
+    "invalid" (altered, or the signature is broken).   problems: C2PA's codes of what failed, "seal.mismatch" is ours.
     signer: organisation of the certificate.   own: signed with the certificate in use here.
     software, created, generated: who made it, when, and whether it says that it is synthetic.
     facts: our own assertion; {} in files of others.
@@ -88,13 +90,14 @@ def sign(video: str | os.PathLike[str], facts: dict) -> None:
     facts: JSON about this video: id, watermark, anchor {id, sha256}, audio sha256 or None, consent id, ...
     Raises InputError when there is no usable certificate or no C2PA library, and leaves the video as it was.
     """
-    c2pa, video = _library(), Path(video)
+    c2pa, video, seal = _library(), Path(video), Seal()
     signed = video.with_name(f".{video.name[:40]}.{secrets.token_hex(6)}.signed.part")
     try:
         with _signer(identity()) as signer, c2pa.Context.from_dict(_settings()) as context:
-            builder = c2pa.Builder(json.dumps(_manifest(facts)), context=context)
+            builder = c2pa.Builder(json.dumps(_manifest(facts, seal)), context=context)
             with builder, video.open("rb") as source, signed.open("w+b") as target:
                 builder.sign(signer, FORMAT, source, target)
+                seal.close(target)
         os.replace(signed, video)
     except c2pa.C2paError as error:
         raise InputError(f"The video could not be signed with this certificate: {_words(error)}") from None
@@ -116,17 +119,18 @@ def read(video: str | os.PathLike[str]) -> Statement | None:
             store = json.loads(reader.json())
     except OSError as error:
         raise InputError(f"'{os.path.basename(video)}' cannot be read: {error.strerror}.") from None
-    except c2pa.C2paError.ManifestNotFound:
-        return None
     except c2pa.C2paError as error:
-        return Statement("invalid", (_words(error),), "", False, "", "", False, {}) if _holds_jumbf(video) else None
-    return _statement(store)
+        return Statement("invalid", (_words(error),), "", False, "", "", False, {}) if _holds_rests(video) else None
+    return _statement(store, Path(video))
 
 
-def _holds_jumbf(video: str | os.PathLike[str]) -> bool:
-    """Whether a file that C2PA cannot parse holds the boxes that credentials are kept in."""
+def _holds_rests(video: str | os.PathLike[str]) -> bool:
+    """Whether a file in which C2PA finds nothing holds the beginning of what credentials are kept in."""
     with Path(video).open("rb") as file:
-        return bool(os.path.getsize(video)) and mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ).find(b"jumb") >= 0
+        if not os.path.getsize(video):
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(b"jumdc2pa") >= 0
 
 
 def check_ready() -> None:
@@ -284,7 +288,7 @@ def _settings() -> dict:
     return {"verify": verify, **({"trust": {"user_anchors": trusted}} if roots else {})}
 
 
-def _manifest(facts: dict) -> dict:
+def _manifest(facts: dict, seal: Seal) -> dict:
     software = {"name": SOFTWARE, "version": __version__}
     created = {
         "action": "c2pa.created",
@@ -299,24 +303,30 @@ def _manifest(facts: dict) -> dict:
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": [created]}},
             {"label": FACTS_LABEL, "data": facts},
+            {"label": SEAL_LABEL, "data": {"key": seal.public}},
         ],
     }
 
 
-def _statement(store: dict) -> Statement:
+def _statement(store: dict, video: Path) -> Statement:
     manifest = store.get("manifests", {}).get(store.get("active_manifest"), {})
-    assertions = {entry["label"]: entry.get("data", {}) for entry in manifest.get("assertions", [])}
+    found = {entry["label"]: entry.get("data") for entry in manifest.get("assertions", [])}
+    assertions = {label: data for label, data in found.items() if isinstance(data, dict)}  # strangers sign anything
     actions = [
         action
         for label, data in assertions.items()
         if label.startswith("c2pa.actions")
         for action in data.get("actions", [])
+        if isinstance(action, dict)
     ]
     created = next((action for action in actions if action.get("action") == "c2pa.created"), {})
     signature = manifest.get("signature_info") or {}
     info = (manifest.get("claim_generator_info") or [{}])[0]
     failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
-    problems = tuple(sorted({entry["code"] for entry in failures} - {"signingCredential.untrusted"}))
+    codes = {entry["code"] for entry in failures} - {"signingCredential.untrusted"}
+    if not codes and SEAL_LABEL in assertions and not is_whole(video, str(assertions[SEAL_LABEL].get("key"))):
+        codes = {"seal.mismatch"}
+    problems = tuple(sorted(codes))
     state = str(store.get("validation_state", "Invalid")).lower()
     return Statement(
         "invalid" if problems else state,

@@ -19,6 +19,7 @@ _REASONS = {
     "revoked": "the certificate was revoked",
     "Hash.mismatch": "the content is not what was signed",
     "hashedURI.mismatch": "the statement itself was changed",
+    "seal": "bytes beside pictures, sound and statement were changed, added or cut off",
     "claimSignature": "the signature is not right",
     "signingCredential": "the certificate is not one for content credentials",
 }
