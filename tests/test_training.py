@@ -18,7 +18,7 @@ from avatar_app.evaluation.anchor import make_frames, score
 from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
 from avatar_app.evaluation.truth import Truth
 from avatar_app.mesh.conditions import PART, render_conditions
-from avatar_app.training import train
+from avatar_app.training import batches, train
 from avatar_app.training.dataset import Footage, average_colours, places
 from avatar_app.training.distil import Distiller
 from avatar_app.training.package import package
@@ -48,8 +48,9 @@ def footage(tiny_body, tiny_camera, tiny_motion, tmp_path_factory):
 
 @pytest.fixture()
 def small_recipes(monkeypatch):
-    recipe = train.Recipe(SMALL, crop=32, crops=2, whole=2, whole_share=0.5)
-    monkeypatch.setattr(train, "RECIPES", {"body": recipe, "face": recipe})
+    recipe = batches.Recipe(SMALL, crop=32, crops=2, whole=2, whole_share=0.5)
+    for kind in ("body", "face"):
+        monkeypatch.setitem(batches.RECIPES, kind, recipe)
 
 
 def test_crops_are_parts_of_the_whole(footage):
@@ -108,7 +109,7 @@ def test_distilled_student_comes_nearer_to_its_guided_teacher(footage, small_rec
     assert json.loads((tmp_path / "training.json").read_text())["guided"]
     teacher = NativeNetworks.load(tmp_path)
     data = Footage(footage, "train")
-    maps = train.stack(data.sample(n).maps for n in range(len(data)))
+    maps = batches.stack(data.sample(n).maps for n in range(len(data)))
 
     @torch.no_grad()
     def painted(networks: NativeNetworks, steps: int, guidance: float) -> torch.Tensor:
@@ -123,7 +124,7 @@ def test_distilled_student_comes_nearer_to_its_guided_teacher(footage, small_rec
         return overlapped_denoise(predict, scheduler, noise, [range(len(maps))])
 
     wanted, before = painted(teacher, 4, 2.0), painted(teacher, 1, 1.0)
-    distiller = Distiller(train.Batches(footage, "body"), teacher, guidance=2.0, rate=3e-4)
+    distiller = Distiller(batches.Batches(footage, "body"), teacher, guidance=2.0, rate=3e-4)
     for _ in range(20):
         assert np.isfinite(distiller.step())
     after = painted(distiller.average, 1, 1.0)

@@ -14,7 +14,7 @@ from avatar_app.evaluation import truth as truths
 from avatar_app.evaluation.landmarks import landmark_distance, measured_points, patch_distance
 from avatar_app.evaluation.metrics import psnr, seam
 from avatar_app.evaluation.truth import Truth, read_truth, write_truth
-from avatar_app.training import build, train
+from avatar_app.training import batches, build, train
 from avatar_app.training.dataset import Footage
 from avatar_app.training.distil import Distiller, ship
 from avatar_app.training.package import package
@@ -131,7 +131,7 @@ def test_several_people_share_all_but_texture_and_set(person, footage, small_rec
 def test_a_student_ships_only_if_it_is_as_good(person, small_recipes, tmp_path):
     trainer = train.Trainer(person, "body", tmp_path)
     trainer.save()
-    distiller = Distiller(train.Batches(person, "body"), trainer.average, 1.0)
+    distiller = Distiller(batches.Batches(person, "body"), trainer.average, 1.0)
     same = ship(distiller, tmp_path, tmp_path / "same")
     assert same["distillation"]["kept"] and not same["guided"]
     with torch.no_grad():

@@ -26,8 +26,9 @@ from torch.nn import functional
 from avatar_app.diffusion.denoise import guide, seeded_noise
 from avatar_app.diffusion.generator import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import Condition, NativeNetworks
+from avatar_app.training.batches import SETS, Batches, stack
 from avatar_app.training.dataset import Sample
-from avatar_app.training.train import FIELDS, SETS, Batches, importance, stack, stop_with, write_json
+from avatar_app.training.train import FIELDS, importance, stop_with, write_json
 
 log = logging.getLogger(__name__)
 TEACHER_STEPS = 20
