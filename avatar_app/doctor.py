@@ -12,14 +12,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from avatar_app.licences import components
+from talkshow_bridge.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SET_UP = "any sub-command sets it up, e.g. `python3 launch.py anchors list`"
 NEEDED_DISK, NEEDED_MEMORY = 4, 4  # GB: environment and temporary files; peak of a render
+EXPIRES_SOON = 30  # days
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def examine() -> Iterator[Finding]:
     yield _memory()
     yield _disk()
     yield from _bundled()
+    yield _signing()
     yield from _own()
 
 
@@ -188,6 +192,24 @@ def _manifest_files(manifest: Path) -> list[str]:
         return list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return [manifest.name + " (unreadable)"]
+
+
+def _signing() -> Finding:
+    """The certificate that videos are signed with; looking makes none."""
+    if _installed_version("c2pa-python") is None:
+        return Finding("Signing", "missing", "comes with the packages", SET_UP)
+    from avatar_app.trust import credentials
+
+    if not credentials.has_identity():
+        return Finding("Signing", "ok", f"the first video makes a key of its own in {credentials.key_folder()}")
+    try:
+        credentials.check_ready()
+        who = credentials.identity()
+    except InputError as error:
+        return Finding("Signing", "missing", str(error), "docs/trust.md tells what is needed")
+    owner, end = ("local certificate" if who.local else who.leaf.subject.rfc4514_string()), who.leaf.not_valid_after_utc
+    soon = end - datetime.now(timezone.utc) < timedelta(days=EXPIRES_SOON)
+    return Finding("Signing", "optional" if soon else "ok", f"{owner}, valid until {end:%Y-%m-%d}", "renew it soon")
 
 
 def _own() -> Iterator[Finding]:

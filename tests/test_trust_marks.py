@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from scipy.ndimage import minimum_filter
 
-from avatar_app import RenderSettings, render
+from avatar_app import RenderSettings, doctor, render
 from avatar_app.cli import main
+from avatar_app.pipeline import presenter_for
 from avatar_app.trust import bench, credentials, marks, verify, watermark
 from avatar_app.trust.watermark import Watermark
 from talkshow_bridge.errors import InputError
@@ -246,6 +248,51 @@ def test_a_certificate_of_ones_own(video, tmp_path, monkeypatch):
     monkeypatch.setenv("AVATAR_APP_CERTIFICATE_KEY", str(credentials.key_folder() / "signing.pem"))
     with pytest.raises(InputError, match="does not belong to the key"):
         credentials.check_ready()
+
+
+def make_expired(path, monkeypatch):
+    monkeypatch.setattr(credentials, "YEARS", 0)  # it ended an hour ago, when it began
+    path.write_bytes(credentials._make_certificates())
+
+
+def make_one_for_web_servers(path, monkeypatch):
+    monkeypatch.setattr(ExtendedKeyUsageOID, "EMAIL_PROTECTION", ExtendedKeyUsageOID.SERVER_AUTH)
+    path.write_bytes(credentials._make_certificates())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (make_expired, "expired on 20.*"),
+        (make_one_for_web_servers, "Nothing can be signed with this certificate .* C2PA wants .*"),
+        (lambda path, _: path.write_text("-----BEGIN"), "is not readable PEM.*"),
+        (lambda path, _: path.mkdir(), r"cannot be .* \(?Is a directory.*"),
+    ],
+)
+def test_a_certificate_that_will_not_do_is_told_before_the_render(make, words, tiny_anchor, tmp_path, monkeypatch):
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    monkeypatch.setenv("AVATAR_APP_KEYS", str(keys))
+    assert doctor._signing().fact.startswith("the first video makes a key") and not list(keys.iterdir())
+    make(keys / "signing.pem", monkeypatch)
+    configured = {"AVATAR_APP_CERTIFICATE": str(keys / "signing.pem")}
+    for environment in ({}, configured | {"AVATAR_APP_CERTIFICATE_KEY": str(keys / "signing.pem")}):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match=words) as told:
+            presenter_for(RenderSettings(anchor=str(tiny_anchor.folder)))
+        assert str(told.value).count(". ") == 0
+        finding = doctor._signing()
+        assert finding.state == "missing" and finding.fact == str(told.value)
+
+
+def test_the_doctor_tells_who_signs(monkeypatch, tmp_path):
+    monkeypatch.setenv("AVATAR_APP_KEYS", str(tmp_path))
+    credentials.identity()
+    finding = doctor._signing()
+    assert finding.state == "ok" and finding.fact.startswith("local certificate, valid until 20")
+    monkeypatch.setattr(doctor, "EXPIRES_SOON", 366 * credentials.YEARS)
+    assert doctor._signing().state == "optional"
 
 
 def test_the_label_is_seen(frames):

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import mmap
 import os
 import secrets
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 from avatar_app import __version__
 from avatar_app.trust.seal import Seal, is_whole
 from talkshow_bridge.errors import InputError
+
+if TYPE_CHECKING:
+    from cryptography import x509
 
 SOFTWARE = "avatar_app"
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -40,11 +46,10 @@ class Identity:
     local: bool
 
     @property
-    def serial(self) -> str:
-        """Of the leaf, decimal."""
+    def leaf(self) -> x509.Certificate:
         from cryptography import x509
 
-        return str(x509.load_pem_x509_certificates(self.chain)[0].serial_number)
+        return x509.load_pem_x509_certificates(self.chain)[0]
 
 
 @dataclass(frozen=True)
@@ -90,19 +95,33 @@ def sign(video: str | os.PathLike[str], facts: dict) -> None:
     facts: JSON about this video: id, watermark, anchor {id, sha256}, audio sha256 or None, consent id, ...
     Raises InputError when there is no usable certificate or no C2PA library, and leaves the video as it was.
     """
-    c2pa, video, seal = _library(), Path(video), Seal()
+    video, seal = Path(video), Seal()
     signed = video.with_name(f".{video.name[:40]}.{secrets.token_hex(6)}.signed.part")
     try:
-        with _signer(identity()) as signer, c2pa.Context.from_dict(_settings()) as context:
-            builder = c2pa.Builder(json.dumps(_manifest(facts, seal)), context=context)
-            with builder, video.open("rb") as source, signed.open("w+b") as target:
-                builder.sign(signer, FORMAT, source, target)
-                seal.close(target)
+        with video.open("rb") as source, signed.open("w+b") as target:
+            _sign(identity(), _manifest(facts, seal), source, target)
+            seal.close(target)
         os.replace(signed, video)
-    except c2pa.C2paError as error:
-        raise InputError(f"The video could not be signed with this certificate: {_words(error)}") from None
     finally:
         signed.unlink(missing_ok=True)
+
+
+def _sign(who: Identity, manifest: dict, source: BinaryIO, target: BinaryIO) -> None:
+    """Copies a file with the signed manifest in it. Raises InputError."""
+    c2pa = _library()
+    try:
+        info = c2pa.C2paSignerInfo(who.algorithm, who.chain, who.key, None)
+        with (
+            c2pa.Signer.from_info(info) as signer,
+            c2pa.Context.from_dict(_settings()) as context,
+            c2pa.Builder(json.dumps(manifest), context=context) as builder,
+        ):
+            builder.sign(signer, manifest["format"], source, target)
+    except c2pa.C2paError as error:
+        raise InputError(
+            f"Nothing can be signed with this certificate ({_words(error).rstrip('.')}): C2PA wants one for signing, "
+            "with e-mail protection, document signing or C2PA claims as its purpose, that an authority has issued."
+        ) from None
 
 
 def read(video: str | os.PathLike[str]) -> Statement | None:
@@ -136,8 +155,18 @@ def _holds_rests(video: str | os.PathLike[str]) -> bool:
 def check_ready() -> None:
     """Raises InputError when `sign` would: called before a long render begins."""
     _library()
-    with _signer(identity()):
-        pass
+    _try_out(identity())
+
+
+@lru_cache(maxsize=2)
+def _try_out(who: Identity) -> None:
+    """Sign a picture of one pixel: a certificate may be sound and yet none that C2PA accepts."""
+    from PIL import Image
+
+    with io.BytesIO() as picture, io.BytesIO() as signed:
+        Image.new("RGB", (1, 1)).save(picture, "PNG")
+        picture.seek(0)
+        _sign(who, _manifest({}, Seal()) | {"format": "image/png"}, picture, signed)
 
 
 def identity() -> Identity:
@@ -154,6 +183,8 @@ def identity() -> Identity:
         return _identity(Path(chain).expanduser().read_bytes(), Path(key).expanduser().read_bytes(), local=False)
     except OSError as error:
         raise InputError(f"The certificate file '{error.filename}' cannot be read: {error.strerror}.") from None
+    except InputError as error:
+        raise InputError(f"{str(error).rstrip('.')}; `--no-credentials` renders without it.") from None
 
 
 def key_folder() -> Path:
@@ -177,7 +208,7 @@ def _local_identity() -> Identity:
     try:
         return _identity(content, content, local=True)
     except InputError as error:
-        raise InputError(f"{error} Without '{path}', a new one is made.") from None
+        raise InputError(f"{str(error).rstrip('.')}; remove '{path}', and a new one is made.") from None
 
 
 def _keep_secret(path: Path, content: bytes) -> None:
@@ -248,8 +279,11 @@ def _identity(chain: bytes, key: bytes, local: bool) -> Identity:
     leaf = certificates[0]
     if leaf.public_key().public_bytes(encoding, public) != private.public_key().public_bytes(encoding, public):
         raise InputError("The signing certificate (the first in its file) does not belong to the key.")
-    if not leaf.not_valid_before_utc <= datetime.now(timezone.utc) <= leaf.not_valid_after_utc:
-        raise InputError(f"The signing certificate is only valid until {leaf.not_valid_after_utc:%Y-%m-%d}.")
+    begin, end, now = leaf.not_valid_before_utc, leaf.not_valid_after_utc, datetime.now(timezone.utc)
+    if now < begin:
+        raise InputError(f"The signing certificate is not valid before {begin:%Y-%m-%d}, by this computer's clock.")
+    if now > end:
+        raise InputError(f"The signing certificate expired on {end:%Y-%m-%d}.")
     curves = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
     if isinstance(private, ec.EllipticCurvePrivateKey) and private.curve.name in curves:
         algorithm = curves[private.curve.name]
@@ -263,14 +297,6 @@ def _identity(chain: bytes, key: bytes, local: bool) -> Identity:
         algorithm,
         local,
     )
-
-
-def _signer(who: Identity):
-    c2pa = _library()
-    try:
-        return c2pa.Signer.from_info(c2pa.C2paSignerInfo(who.algorithm, who.chain, who.key, None))
-    except c2pa.C2paError as error:
-        raise InputError(f"The signing certificate cannot be used: {_words(error)}") from None
 
 
 def _settings() -> dict:
@@ -340,11 +366,17 @@ def _statement(store: dict, video: Path) -> Statement:
     )
 
 
+def has_identity() -> bool:
+    """Whether a certificate is configured or the local one has been made."""
+    configured = ("AVATAR_APP_CERTIFICATE", "AVATAR_APP_CERTIFICATE_KEY")
+    return any(map(os.environ.get, configured)) or (key_folder() / "signing.pem").exists()
+
+
 def _own_serial() -> str | None:
     """None while this installation has not signed anything: checking a file makes no key."""
-    if os.environ.get("AVATAR_APP_CERTIFICATE") or (key_folder() / "signing.pem").exists():
+    if has_identity():
         with contextlib.suppress(InputError):
-            return identity().serial
+            return str(identity().leaf.serial_number)
     return None
 
 
