@@ -1,10 +1,15 @@
-"""Trainings of presenters as jobs: everything on the way lies in the job's folder, the outcome among the anchors."""
+"""Trainings of presenters as jobs: everything on the way lies in the job's folder, the outcome among the anchors.
+
+Data sets lie in a folder of the server's owner, AVATAR_APP_DATASETS or work/datasets; visitors name them, not paths.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
+import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +18,41 @@ from avatar_app.anchors import MANIFEST, anchor_folders
 from avatar_app.jobs.store import ORDER, WORK, Job, Jobs
 from avatar_app.training.build import Order, anchor_facts, build_anchor
 from avatar_app.trust.consent import Consent
+from avatar_app.unpack import DATA_SET_FILES, DATA_SET_SUFFIXES, unpack
 from talkshow_bridge.errors import InputError
 
 FACE = 256  # pixels of the face networks, where heads are large enough
 PACKING_SECONDS = 120.0  # measuring, the sample clip and the package, about
 MINUTES = (1.0, 48 * 60.0)
+DATASETS = Path(__file__).parents[2] / "work" / "datasets"
+
+
+def datasets_folder() -> Path:
+    folder = Path(os.environ.get("AVATAR_APP_DATASETS") or DATASETS).expanduser().absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def datasets() -> dict[str, Path]:
+    """The data sets on this machine by their names."""
+    found = sorted(path for path in datasets_folder().iterdir() if path.is_dir() and not path.name.startswith("."))
+    return {path.name: path for path in found}
+
+
+def import_dataset(package: Path) -> str:
+    """Unpacks the zip of a data set, with or without a folder around it; returns its name, which is the zip's.
+
+    Raises InputError for a zip that is none, or holds what a data set has no use for."""
+    name = anchor_id(package.stem, "footage")
+    folder = datasets_folder()
+    if name in datasets():
+        raise InputError(f"There is a data set '{name}' already; please give the zip another name.")
+    with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:
+        unpacked = Path(temporary) / "set"
+        unpack(package, unpacked, DATA_SET_SUFFIXES, DATA_SET_FILES)
+        entries = [path for path in unpacked.iterdir() if path.name != "__MACOSX"]
+        shutil.move(entries[0] if len(entries) == 1 and entries[0].is_dir() else unpacked, folder / name)
+    return name
 
 
 def submit_training(
@@ -42,10 +77,10 @@ def submit_training(
     return jobs.submit_training(order, owner, name, anchor, 60 * minutes * rounds + PACKING_SECONDS)
 
 
-def anchor_id(name: str) -> str:
-    """An id for a presenter of this name: its letters and digits, "presenter" when none of them are Latin."""
+def anchor_id(name: str, otherwise: str = "presenter") -> str:
+    """An id made of a name: its letters and digits, or another when none of them are Latin."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40] or "presenter"
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40] or otherwise
 
 
 def train(job: Job, device: str | None, progress: Callable[[str, int, int], None]) -> None:

@@ -122,6 +122,8 @@ def list_pictures(folder: Path, camera: Camera) -> tuple[list[Path], list[int], 
             raise InputError(
                 f"'{folder.name}/index.json' is no list of pictures with frame and camera: {error}"
             ) from None
+        if strays := [file for file in index if Path(file).is_absolute() or ".." in Path(file).parts]:
+            raise InputError(f"'{folder.name}/index.json' names a picture outside of its folder, {strays[0]!r}.")
         files, frames = [folder / file for _, file, _ in entries], [frame for frame, _, _ in entries]
     elif videos := sorted(path for path in folder.glob("*") if path.suffix.lower() in VIDEOS):
         if len(videos) > 1:
@@ -151,7 +153,8 @@ def read_video(path: Path, width: int | None = None) -> Iterator[np.ndarray]:
     """All frames of a video, uint8 RGB, one at a time; `width` (even) makes them smaller."""
     facts = probe(path)
     size = (facts.width, facts.height) if width is None else (width, max(2, facts.height * width // facts.width))
-    command = [ffmpeg_path(), "-nostdin", "-v", "error", "-noautorotate", "-i", f"file:{path}", "-map", "0:v:0"]
+    only = ["-protocol_whitelist", "file", "-format_whitelist", "mov,matroska,webm,avi"]  # no lists of other files
+    command = [ffmpeg_path(), "-nostdin", "-v", "error", *only, "-noautorotate", "-i", f"file:{path}", "-map", "0:v:0"]
     command += ["-vf", "scale={}:{}:flags=area".format(*size)] if width else []
     command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     count = size[0] * size[1] * 3
