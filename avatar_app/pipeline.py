@@ -287,23 +287,21 @@ def presenter_frames(
         face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
         enhancer = face_pass(anchor, options, device, seed=seed, plan=plans["face"]) if "face" in plans else None
 
-    draw = condition_renderer(anchor)
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
 
-    def conditions(first: int) -> Iterator[np.ndarray]:
+    def posed(first: int) -> Iterator[np.ndarray]:
         for part in chunks(motion, first):
             with clock("mesh"):
                 vertices = anchor.vertices(part)
-                maps = draw(anchor.body, vertices, anchor.camera)
             drawn.extend(vertices)
-            yield maps
+            yield vertices
 
     done = generator.restart(begin, len(motion), CHUNK)
     if enhancer is not None:
         with clock("face"):
             for part in chunks(motion[:done]):
                 enhancer.skip(anchor.vertices(part))
-    for frames in clock.each("diffusion", generator.frames(conditions(done))):
+    for frames in clock.each("diffusion", generator.frames(posed(done))):
         vertices = np.stack([drawn.popleft() for _ in frames])
         skip = max(begin - done, 0)
         done += len(frames)
@@ -321,13 +319,6 @@ def presenter_frames(
 def chunks(motion: Motion, first: int = 0) -> Iterator[Motion]:
     """The motion from frame `first` on in pieces of `CHUNK` frames."""
     return (motion[start : start + CHUNK] for start in range(first, len(motion), CHUNK))
-
-
-def condition_renderer(anchor: Anchor) -> Callable:
-    """draw(body, vertices, camera): what the anchor's networks were trained on."""
-    from avatar_app.mesh import conditions
-
-    return conditions.condition_renderer(anchor.manifest.condition)
 
 
 def best_device() -> str:

@@ -1,14 +1,37 @@
-"""Stages of a render that work at the same time, each in a thread of its own, in order."""
+"""Work of a render that goes on at the same time: its stages, in order, and the single frames of a stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from queue import Full, Queue
 from threading import Event, Thread
 from typing import TypeVar
 
 Item = TypeVar("Item")
 PATIENCE = 0.1  # seconds between two looks whether anybody still wants the items
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def workers() -> ThreadPoolExecutor:
+    """One thread a core, for work on single frames that releases the GIL."""
+    return ThreadPoolExecutor(cores(), "frames")
+
+
+def each(work: Callable, *items: Iterable) -> list:
+    """[work(...) for ... in zip(*items)], on all cores; the first error is raised when all are done."""
+    futures = [workers().submit(work, *arguments) for arguments in zip(*items, strict=True)]
+    errors = [future.exception() for future in futures]
+    for error in filter(None, errors):
+        raise error
+    return [future.result() for future in futures]
 
 
 def ahead(items: Iterable[Item], size: int) -> Iterator[Item]:

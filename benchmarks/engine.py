@@ -29,8 +29,9 @@ from avatar_app.anchors import Anchor, list_anchors, load_anchor
 from avatar_app.bench import sample_files
 from avatar_app.diffusion.engine import EngineNetworks
 from avatar_app.diffusion.features import Condition
-from avatar_app.diffusion.generator import coarse_surroundings, person_mask, typical_maps
+from avatar_app.diffusion.frames import coarse_surroundings, person_mask
 from avatar_app.diffusion.networks import NativeNetworks
+from avatar_app.diffusion.painters import typical_maps
 from avatar_app.mesh.conditions import render_conditions
 from avatar_app.pipeline import make_motion
 from avatar_app.settings import RenderSettings

@@ -17,7 +17,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from avatar_app.anchors import Preset, load_anchor
-from avatar_app.diffusion.generator import FrameGenerator, person_mask
+from avatar_app.diffusion.frames import person_mask
+from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.windows import native_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge import MotionGenerator
@@ -69,9 +70,7 @@ def main(speech: str, anchor: str = "adam") -> None:
             joins = np.isin(np.arange(1, len(frames)), starts)
             ratio = change[joins].mean() / change[~joins].mean() if joins.any() else float("nan")
             apart, mean = np.abs(frames - first).mean(), change.mean()
-            print(
-                f"| {name} | {spent:.0f} | {peak:.0f} | {mean:.3f} | {ratio:.3f} | {apart:.4f} |", flush=True
-            )
+            print(f"| {name} | {spent:.0f} | {peak:.0f} | {mean:.3f} | {ratio:.3f} | {apart:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

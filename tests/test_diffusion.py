@@ -10,12 +10,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from avatar_app.anchors import Anchor
 from avatar_app.diffusion import face as face_pass
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, singly, stream_denoise
-from avatar_app.diffusion.generator import (
-    ConditionBuffer,
-    FrameGenerator,
-    batches,
-    soft_surroundings,
-)
+from avatar_app.diffusion.frames import soft_surroundings
+from avatar_app.diffusion.generator import ConditionBuffer, FrameGenerator, batches
 from avatar_app.diffusion.windows import compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge.errors import InputError
@@ -276,12 +272,12 @@ def test_options_that_make_no_sense_are_refused(tiny_anchor):
 
 def test_condition_buffer_forgets():
     buffer = ConditionBuffer(
-        (np.full((3, 2, 2, 1), i, np.float32) for i in range(100)), lambda chunk: (torch.from_numpy(chunk),)
+        (np.full((3, 2, 2, 1), i, np.float32) for i in range(100)), lambda chunk: ((2, 2), (torch.from_numpy(chunk),))
     )
     assert buffer.available(5) == 5
     buffer.forget(4)
-    assert buffer.take(slice(4, 6))[0].mean() == 1 and len(buffer._kept) == 1
-    assert buffer.available(8) == 8 and buffer.take(slice(5, 8))[0][:, 0, 0, 0].tolist() == [1, 2, 2]
+    assert buffer.take(slice(4, 6), slice(1))[0].mean() == 1 and len(buffer._kept) == 1
+    assert buffer.available(8) == 8 and buffer.take(slice(5, 8), slice(1))[0][:, 0, 0, 0].tolist() == [1, 2, 2]
     assert [len(batch) for batch in batches([np.zeros((n, 1)) for n in (1, 9, 0, 3)], 4)] == [4, 4, 4, 1]
     assert buffer.available(10**6) == 300
 

@@ -10,13 +10,15 @@ from conftest import FACE_PIXELS, make_tiny_motion
 from safetensors.torch import save_file
 
 from avatar_app.anchors import Anchor
-from avatar_app.diffusion import engine
+from avatar_app.diffusion import engine, graphs
 from avatar_app.diffusion.compact import load_compact, save_compact
-from avatar_app.diffusion.engine import EngineNetworks, engine_version
-from avatar_app.diffusion.features import UNKNOWN, WHOLE, condition_features
+from avatar_app.diffusion.engine import EngineNetworks
+from avatar_app.diffusion.features import WHOLE, condition_features, draw_features
+from avatar_app.diffusion.frames import composed, to_bytes_range
 from avatar_app.diffusion.generator import FrameGenerator
+from avatar_app.diffusion.graphs import engine_version
 from avatar_app.diffusion.networks import NativeNetworks
-from avatar_app.mesh.conditions import render_conditions
+from avatar_app.mesh.conditions import PART, look, render_conditions
 from avatar_app.stages import ahead
 from talkshow_bridge.errors import InputError
 
@@ -31,8 +33,13 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def maps(tiny_anchor) -> np.ndarray:
-    return render_conditions(tiny_anchor.body, tiny_anchor.vertices(make_tiny_motion(6)), tiny_anchor.camera)
+def posed(tiny_anchor) -> np.ndarray:
+    return tiny_anchor.vertices(make_tiny_motion(6))
+
+
+@pytest.fixture(scope="module")
+def maps(tiny_anchor, posed) -> np.ndarray:
+    return render_conditions(tiny_anchor.body, posed, tiny_anchor.camera)
 
 
 def channels_first(pictures: np.ndarray) -> torch.Tensor:
@@ -58,12 +65,19 @@ def test_engine_equals_torch(tiny_anchor, maps, crop):
         close(condition.latent, expected.latent)
         close(condition.detail.permute(0, 3, 1, 2), expected.detail)
         close(condition.base.permute(0, 3, 1, 2), expected.base)
-        close(fast.predict(noise, 999, condition, 6), latents)
-        close(fast.decode(latents, condition), pictures)
+        close(fast.predict(noise, 999, condition.latent, 6), latents)
+        painted = fast.paint(latents, condition.detail, condition.base)
+    nearly_equal(painted, composed(to_bytes_range(pictures)))
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert (found - expected).abs().max() < 1e-3
+
+
+def nearly_equal(found: np.ndarray, expected: np.ndarray) -> None:
+    """Frames whose levels were within 1e-3 of [-1, 1] before they were rounded."""
+    difference = np.abs(found.astype(int) - expected)
+    assert expected.std() > 1 and difference.max() <= 1 and (difference > 0).mean() < 0.01
 
 
 @needs_openvino
@@ -77,14 +91,13 @@ def test_videos_of_both_engines_are_the_same(tiny_anchor, maps, monkeypatch):
         generator = FrameGenerator(anchor, options)
         videos[choice] = np.concatenate(list(generator.frames(iter([maps]))))
         assert (generator._painter.coupling is None) == (choice == "openvino")
-    difference = np.abs(videos["torch"].astype(int) - videos["openvino"])
-    assert videos["torch"].std() > 1 and difference.max() <= 1 and (difference > 0).mean() < 0.01
+    nearly_equal(videos["openvino"], videos["torch"])
 
 
 @needs_openvino
 def test_graphs_are_kept_on_disk(tiny_anchor, monkeypatch):
     EngineNetworks(tiny_anchor.file("face"), together=False)
-    monkeypatch.setattr(engine, "_trace", lambda *arguments: pytest.fail("the graphs were there"))
+    monkeypatch.setattr(graphs, "_trace", lambda *arguments: pytest.fail("the graphs were there"))
     EngineNetworks(tiny_anchor.file("face"), together=False)
 
 
@@ -95,7 +108,7 @@ def test_8_bit_arithmetic_stays_near(tiny_anchor, maps, monkeypatch):
         generator = FrameGenerator(tiny_anchor, tiny_anchor.preset("draft", {"int8": int8}))
         videos.append(np.concatenate(list(generator.frames(iter([maps])))).astype(int))
         if int8:  # the ranges are kept: the same pictures ever after
-            monkeypatch.setattr("avatar_app.diffusion.generator.typical_maps", lambda anchor: pytest.fail("kept"))
+            monkeypatch.setattr("avatar_app.diffusion.painters.typical_maps", lambda anchor: pytest.fail("kept"))
     plain, rounded, again = videos
     assert np.array_equal(rounded, again) and 0 < np.abs(rounded - plain).mean() < 2
 
@@ -114,18 +127,34 @@ def test_switch(monkeypatch):
             engine.engine_wanted(torch.device("cpu"), torch.float32)
 
 
-def test_known_backgrounds_change_nothing(tiny_anchor, maps):
-    rng = np.random.default_rng(0)
+def test_drawing_features_is_drawing_maps_and_reading_them(tiny_anchor, posed, maps):
+    body, camera, rng = tiny_anchor.body, tiny_anchor.camera, np.random.default_rng(0)
     texture, plate = rng.random((8, 16, 4), np.float32), rng.random((64, 64, 3), np.float32)
 
-    def run(maps: np.ndarray, empty: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         base, features = np.empty((64, 64, 3), np.float32), np.empty((64, 64, 14), np.float32)
-        condition_features(maps, WHOLE, texture, plate, empty, base, features)
-        return base, features
+        condition_features(maps, WHOLE, texture, plate, base, features)
+        return features, base
 
-    empty = run(np.zeros_like(maps[0]), UNKNOWN)[1]
-    for slow, fast in zip(run(maps[0], UNKNOWN), run(maps[0], empty), strict=True):
-        assert np.array_equal(slow, fast)
+    empty, empty_base = read(np.zeros_like(maps[0]))
+    features, touched, coarse = empty.copy(), np.zeros((64, 64), bool), np.empty((16, 16), np.float32)
+    for vertices, picture in zip(posed, maps, strict=True):  # one after the other into the same features
+        base = empty_base.copy()
+        seen = *look(body, vertices, camera), body.faces, body.face_uv, body.part
+        draw_features(*seen, texture, empty, touched, base, coarse, features)
+        for found, expected in zip((features, base), read(picture), strict=True):
+            assert np.array_equal(found, expected)
+        assert np.array_equal(coarse, (picture[..., PART] > 0).reshape(16, 4, 16, 4).any((1, 3)))
+
+
+@needs_openvino
+@pytest.mark.parametrize("choice", ["torch", "openvino"])
+def test_posed_bodies_make_the_video_of_their_maps(tiny_anchor, posed, maps, choice, monkeypatch):
+    monkeypatch.setenv("AVATAR_APP_ENGINE", choice)
+    manifest = tiny_anchor.manifest.model_copy(update={"static_background": True})
+    generator = FrameGenerator(Anchor(tiny_anchor.folder, manifest), tiny_anchor.preset("draft"))
+    drawn, given = (np.concatenate(list(generator.frames(iter([chunk])))) for chunk in (posed, maps))
+    assert np.array_equal(drawn, given)
 
 
 def test_weights_in_8_bits(tmp_path):

@@ -13,8 +13,9 @@ from avatar_app.anchors import Anchor, Preset, load_anchor, seal_anchor
 from avatar_app.diffusion import generator, planner
 from avatar_app.diffusion.attention import FrameCoupling, largest_attention
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, singly, stream_denoise
-from avatar_app.diffusion.generator import FrameGenerator, StableDiffusionPainter
+from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.lora import merge_lora
+from avatar_app.diffusion.painters import StableDiffusionPainter
 from avatar_app.diffusion.planner import Needs, Plan, make_plan
 from avatar_app.diffusion.samplers import SAMPLERS, make_scheduler
 from avatar_app.diffusion.windows import native_windows
@@ -287,7 +288,7 @@ def test_plans_shrink_notch_by_notch():
 def test_out_of_memory_is_met_with_a_smaller_plan(error, coupled_anchor, maps, monkeypatch, caplog):
     options = {"windows": "shifted"}
     expected = render(coupled_anchor, maps, options, plan=Plan())
-    limit = {"predict": 9, "decode": 2}
+    limit = {"predict": 9, "paint": 2}
 
     def short_of_memory(name):
         method = getattr(generator.NativePainter, name)
@@ -300,7 +301,7 @@ def test_out_of_memory_is_met_with_a_smaller_plan(error, coupled_anchor, maps, m
         monkeypatch.setattr(generator.NativePainter, name, tight)
 
     short_of_memory("predict")
-    short_of_memory("decode")
+    short_of_memory("paint")
     assert close(render(coupled_anchor, maps, options, plan=Plan(windows=4)), expected)
     assert any("trying again with 2 window(s)" in message for message in caplog.messages)
     limit["predict"] = 0

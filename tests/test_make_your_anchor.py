@@ -23,7 +23,8 @@ from avatar_app.cli import main
 from avatar_app.diffusion import alignment, inpainting, prompts
 from avatar_app.diffusion.attention import CrossFrameAttention, FrameCoupling, WindowState
 from avatar_app.diffusion.denoise import overlapped_denoise, singly, stream_denoise
-from avatar_app.diffusion.generator import FrameGenerator, StableDiffusionPainter
+from avatar_app.diffusion.generator import FrameGenerator
+from avatar_app.diffusion.painters import StableDiffusionPainter
 from avatar_app.import_original import Original, import_original, show_camera
 from avatar_app.mesh.bodies import DEFAULT_DIRECTORY, LICENSED_FILE
 from avatar_app.mesh.camera import Camera

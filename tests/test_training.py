@@ -10,9 +10,8 @@ from PIL import Image
 
 from avatar_app import InputError
 from avatar_app.anchors import load_anchor
-from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise
+from avatar_app.diffusion.denoise import NATIVE_SCHEDULER, guide, overlapped_denoise, seeded_noise
 from avatar_app.diffusion.face import picture_places
-from avatar_app.diffusion.generator import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.evaluation.anchor import make_frames, score
 from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim

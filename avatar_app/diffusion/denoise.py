@@ -22,6 +22,13 @@ Windows = Iterable[range] | Callable[[int], Iterable[range]]
 Predict = Callable[[Tensor, Tensor, slice], Tensor]
 # the same for k windows of n frames: (latents (k, n, z, h, w), timesteps (k,), k slices) -> (k, n, z, h, w)
 PredictBatch = Callable[[Tensor, Tensor, list[slice]], Tensor]
+NATIVE_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "prediction_type": "sample",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
 
 
 def seeded_noise(shape: tuple[int, int, int], seed: int) -> Tensor:

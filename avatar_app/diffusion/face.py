@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
-from avatar_app.diffusion.engine import each
-from avatar_app.diffusion.generator import BATCH, NativePainter, plan_for, to_frames
+from avatar_app.diffusion.generator import plan_for
+from avatar_app.diffusion.painters import BATCH, NativePainter
 from avatar_app.diffusion.planner import Plan, in_parts
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.mesh.conditions import PART, REST, render_conditions
+from avatar_app.stages import each
 from talkshow_bridge.errors import InputError
 
 NECK = 12  # SMPL-X joint number
@@ -89,7 +90,7 @@ class FaceEnhancer:
             return painter.predict(latents, timestep, condition).to(latents.dtype)
 
         latents = overlapped_denoise(predict, scheduler, self._noise, [range(len(maps))])
-        return to_frames(painter.decode(latents, condition).round())
+        return painter.paint(latents, condition[painter.for_decoder])
 
 
 class Careful:

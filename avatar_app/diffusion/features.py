@@ -1,4 +1,4 @@
-"""What native networks see, and numba kernels for it and for a frame's last touches: one pass over the pixels.
+"""What native networks see, and numba kernels for it: one pass over the pixels.
 
 Pictures are (height, width, channels) here, as the rasteriser makes them. The torch code that training differentiates,
 `ConditionEncoder.features`, is the reference. All kernels release the GIL.
@@ -10,13 +10,13 @@ import numba
 import numpy as np
 from torch import Tensor
 
-from avatar_app.mesh.conditions import INVERSE_DEPTH, NORMAL, PART, UV
+from avatar_app.mesh.conditions import INVERSE_DEPTH, NORMAL, PART, UV, surface_normal, surface_uv
+from avatar_app.mesh.raster import surface_weights
 
 PART_GROUPS = (("skin",), ("eye_l", "eye_r"), ("teeth_up", "teeth_low", "tongue"), ("clothes",), ("hair",))
 PARTS = tuple(name for group in PART_GROUPS for name in group)
 OUTLINE = 0.012  # jump of inverse depth in 1/m that makes an outline, about 6 cm at 2.2 m
 WHOLE = np.zeros((0, 0, 2), np.float32)  # the place of maps that are the whole picture
-UNKNOWN = np.zeros((0, 0, 0), np.float32)
 MASK_OF_PART = np.array([-1] + [k for k, group in enumerate(PART_GROUPS) for _ in group])
 _NORMAL, _UV = NORMAL.start, UV.start
 
@@ -37,68 +37,99 @@ class Condition(NamedTuple):
 
 
 @numba.njit(nogil=True, cache=True)
-def condition_features(maps, place, texture, plate, empty, base, out):
+def condition_features(maps, place, texture, plate, base, out):
     """One frame's features into out (h, w, F), in the order of `ConditionEncoder.features`, and its base (h, w, 3).
 
     maps (h, w, 10) condition maps. place (h, w, 2): x and y in the whole picture, -1..1, or `WHOLE`.
-    texture (th, tw, C), plate (ph, pw, 3) float32. empty (h, w, F): the features where nobody stands, if known, or
-    `UNKNOWN`.
+    texture (th, tw, C), plate (ph, pw, 3) float32.
     """
     height, width = maps.shape[:2]
     whole = place.shape[0] == 0
-    normal = texture.shape[2]
-    masks, last = normal + 3, out.shape[2] - 2
+    normal, last = texture.shape[2], out.shape[2] - 2
     own_plate = whole and plate.shape[0] == height and plate.shape[1] == width
     depth = np.empty((height, width), np.float32)
-    top, bottom = height, -1
-    known = empty.shape[0] > 0
     for y in range(height):
-        if known:
-            out[y] = empty[y]
-            base[y] = empty[y, :, :3]
         for x in range(width):
-            part = int(maps[y, x, PART])
             depth[y, x] = maps[y, x, INVERSE_DEPTH]
-            if part == 0 and known:
-                continue
-            if not known:
-                for k in range(last):
-                    out[y, x, k] = 0
-                out[y, x, last] = (x + 0.5) * 2 / width - 1 if whole else place[y, x, 0]
-                out[y, x, last + 1] = (y + 0.5) * 2 / height - 1 if whole else place[y, x, 1]
+            for k in range(last):
+                out[y, x, k] = 0
+            out[y, x, last] = (x + 0.5) * 2 / width - 1 if whole else place[y, x, 0]
+            out[y, x, last + 1] = (y + 0.5) * 2 / height - 1 if whole else place[y, x, 1]
+            part = int(maps[y, x, PART])
             if part > 0:
-                top, bottom = min(top, y), max(bottom, y)
-                _sample(texture, maps[y, x, _UV], maps[y, x, _UV + 1], base, out, y, x)
                 for k in range(3):
                     out[y, x, normal + k] = maps[y, x, _NORMAL + k]
-                out[y, x, masks + MASK_OF_PART[part]] = 1
-            elif own_plate:
-                for k in range(3):
-                    base[y, x, k] = plate[y, x, k]
+                out[y, x, normal + 3 + MASK_OF_PART[part]] = 1
+                _sample(texture, maps[y, x, _UV], maps[y, x, _UV + 1], base, out, y, x)
             else:
-                _sample_border(plate, out[y, x, last], out[y, x, last + 1], base, y, x)
-            for k in range(3):
-                out[y, x, k] = base[y, x, k]
-    _soften_outlines(depth, base, max(top - 1, 0), min(bottom + 2, height), out)
+                if own_plate:
+                    for k in range(3):
+                        base[y, x, k] = plate[y, x, k]
+                else:
+                    _sample_border(plate, out[y, x, last], out[y, x, last + 1], base, y, x)
+                for k in range(3):
+                    out[y, x, k] = base[y, x, k]
+    _soften_outlines(depth, base, 0, height, np.empty((height, width), np.bool_), out)
 
 
 @numba.njit(nogil=True, cache=True)
-def _soften_outlines(depth, base, top, bottom, out):
-    """Rows top...bottom of the base, smoothed by (1, 2, 1) both ways where depth jumps within 3x3, in base and out."""
+def draw_features(
+    points, normals, face, inverse_depth, faces, face_uv, part, texture, empty, touched, base, coarse, out
+):
+    """`condition_features` of the maps that `draw_conditions` makes of a `View`, without making them.
+
+    The first four are the view, the next three the body's.
+    out (h, w, F) holds the features of an earlier frame that was drawn here, touched (h, w) bool where they differ from
+    those of the empty set, empty (h, w, F). base (h, w, 3) holds the empty set's.
+    coarse (ceil(h / 4), ceil(w / 4)) becomes 1 where one of the pixels shows the body, else 0.
+    """
+    height, width = face.shape
+    normal, last = texture.shape[2], out.shape[2] - 2
+    coarse[:] = 0
+    top, bottom = height, -1
+    for y in range(height):
+        for x in range(width):
+            t = face[y, x]
+            if t < 0:
+                if touched[y, x]:
+                    for k in range(last):
+                        out[y, x, k] = empty[y, x, k]
+                    touched[y, x] = False
+                continue
+            top, bottom = min(top, y), y
+            touched[y, x] = True
+            coarse[y >> 2, x >> 2] = 1
+            a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
+            w0, w1, w2 = surface_weights(points, a, b, c, x + 0.5, y + 0.5)
+            for k in range(normal + 3, last):
+                out[y, x, k] = 0
+            out[y, x, normal + 3 + MASK_OF_PART[part[t] + 1]] = 1
+            nx, ny, nz = surface_normal(normals, a, b, c, w0, w1, w2)
+            out[y, x, normal], out[y, x, normal + 1], out[y, x, normal + 2] = nx, ny, nz
+            u, v = surface_uv(face_uv, t, w0, w1, w2)
+            _sample(texture, u, v, base, out, y, x)
+    _soften_outlines(inverse_depth, base, max(top - 1, 0), min(bottom + 2, height), touched, out)
+
+
+@numba.njit(nogil=True, cache=True)
+def _soften_outlines(depth, base, top, bottom, touched, out):
+    """Rows top...bottom of the base, smoothed by (1, 2, 1) both ways where depth jumps within 3x3, in base and out.
+
+    touched (h, w) becomes True there."""
     height, width = depth.shape
-    jump = np.empty(width, np.bool_)
+    low, high = np.empty(width, np.float32), np.empty(width, np.float32)
+    jumps = np.zeros((max(bottom - top, 0), width), np.bool_)
     for y in range(top, bottom):
-        upper, lower = depth[max(y - 1, 0)], depth[min(y + 1, height - 1)]
+        upper, here, lower = depth[max(y - 1, 0)], depth[y], depth[min(y + 1, height - 1)]
+        for x in range(width):
+            low[x] = min(min(upper[x], here[x]), lower[x])
+            high[x] = max(max(upper[x], here[x]), lower[x])
         for x in range(width):
             left, right = max(x - 1, 0), min(x + 1, width - 1)
-            high = max(upper[left], upper[x], upper[right], lower[left], lower[x], lower[right])
-            low = min(upper[left], upper[x], upper[right], lower[left], lower[x], lower[right])
-            high = max(high, depth[y, left], depth[y, x], depth[y, right])
-            low = min(low, depth[y, left], depth[y, x], depth[y, right])
-            jump[x] = high - low > np.float32(OUTLINE)
-        for x in range(width):
-            if not jump[x]:
+            most, least = max(max(high[left], high[x]), high[right]), min(min(low[left], low[x]), low[right])
+            if most - least <= np.float32(OUTLINE):
                 continue
+            jumps[y - top, x] = touched[y, x] = True
             for k in range(3):
                 value = np.float32(0)
                 for dy in range(-1, 2):
@@ -109,8 +140,9 @@ def _soften_outlines(depth, base, top, bottom, out):
                 out[y, x, k] = value
     for y in range(top, bottom):
         for x in range(width):
-            for k in range(3):
-                base[y, x, k] = out[y, x, k]
+            if jumps[y - top, x]:
+                for k in range(3):
+                    base[y, x, k] = out[y, x, k]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -122,16 +154,22 @@ def _sample(texture, u, v, base, out, y, x):
     column, row = u * width - np.float32(0.5), (1 - v) * height - np.float32(0.5)
     left, top = int(np.floor(column)), int(np.floor(row))
     fx, fy = np.float32(column - left), np.float32(row - top)
+    right, bottom = left + 1, top + 1
+    w00, w01, w10, w11 = (1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx
+    if left < 0 or top < 0 or right >= width or bottom >= height:
+        above, below = 0 <= top < height, 0 <= bottom < height
+        before, after = 0 <= left < width, 0 <= right < width
+        w00 = w00 if above and before else np.float32(0)
+        w01 = w01 if above and after else np.float32(0)
+        w10 = w10 if below and before else np.float32(0)
+        w11 = w11 if below and after else np.float32(0)
+        left, right = min(max(left, 0), width - 1), min(max(right, 0), width - 1)
+        top, bottom = min(max(top, 0), height - 1), min(max(bottom, 0), height - 1)
+    for k in range(channels):
+        value = w00 * texture[top, left, k] + w01 * texture[top, right, k]
+        out[y, x, k] = value + w10 * texture[bottom, left, k] + w11 * texture[bottom, right, k]
     for k in range(3):
-        base[y, x, k] = 0
-    for dy in range(max(0, -top), min(2, height - top)):
-        wy = fy if dy else 1 - fy
-        for dx in range(max(0, -left), min(2, width - left)):
-            weight = wy * (fx if dx else 1 - fx)
-            for k in range(3):
-                base[y, x, k] += weight * texture[top + dy, left + dx, k]
-            for k in range(3, channels):
-                out[y, x, k] += weight * texture[top + dy, left + dx, k]
+        base[y, x, k] = out[y, x, k]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -147,34 +185,3 @@ def _sample_border(plate, place_x, place_y, base, y, x):
         upper = plate[top, left, k] * (1 - fx) + plate[top, right, k] * fx
         lower = plate[bottom, left, k] * (1 - fx) + plate[bottom, right, k] * fx
         base[y, x, k] = upper * (1 - fy) + lower * fy
-
-
-@numba.njit(nogil=True, cache=True)
-def compose(picture, plate, share, whole_levels, out):
-    """A generated picture (h, w, 3) in 0..255 over the plate (h, w, 3) into the uint8 frame `out`.
-
-    share (ceil(h / 4), ceil(w / 4)): how much of the picture is seen, enlarged bilinearly; (0, 0) for all of it.
-    whole_levels: cut fractions off instead of rounding.
-    """
-    height, width = out.shape[:2]
-    rows, columns = share.shape
-    half = np.float32(0.0 if whole_levels else 0.5)
-    for y in range(height):
-        if rows:
-            sy = min(max((y + 0.5) * rows / height - 0.5, 0.0), rows - 1.0)
-            upper = int(sy)
-            lower, fy = min(upper + 1, rows - 1), np.float32(sy - upper)
-        for x in range(width):
-            seen = np.float32(1)
-            if rows:
-                sx = min(max((x + 0.5) * columns / width - 0.5, 0.0), columns - 1.0)
-                left = int(sx)
-                right, fx = min(left + 1, columns - 1), np.float32(sx - left)
-                above = share[upper, left] * (1 - fx) + share[upper, right] * fx
-                below = share[lower, left] * (1 - fx) + share[lower, right] * fx
-                seen = above * (1 - fy) + below * fy
-            for k in range(3):
-                value = min(max(picture[y, x, k], np.float32(0)), np.float32(255))
-                if rows:
-                    value = plate[y, x, k] + seen * (value - plate[y, x, k])
-                out[y, x, k] = np.uint8(min(value + half, np.float32(255)))

@@ -17,7 +17,9 @@ from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.alignment import CROP, inverse, paste_square, resize, similarity, warp
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
 from avatar_app.diffusion.face import Careful, HeadMask, feathered
-from avatar_app.diffusion.generator import BATCH, StableDiffusionPainter, plan_for, to_frames
+from avatar_app.diffusion.frames import to_frames
+from avatar_app.diffusion.generator import plan_for
+from avatar_app.diffusion.painters import BATCH, StableDiffusionPainter
 from avatar_app.diffusion.planner import Plan
 from avatar_app.mesh.body import HEAD
 from avatar_app.mesh.camera import Camera

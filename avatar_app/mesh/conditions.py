@@ -1,12 +1,13 @@
 """Condition maps: what the diffusion model sees of the posed body, pixel-aligned with the anchor's camera."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numba
 import numpy as np
 
 from avatar_app.mesh.camera import Camera
-from avatar_app.mesh.raster import pixel_weights, rasterize, vertex_normals
+from avatar_app.mesh.raster import rasterize, surface_weights, vertex_normals
 
 CHANNELS = 10
 NORMAL, REST, UV, PART, INVERSE_DEPTH = slice(0, 3), slice(3, 6), slice(6, 8), 8, 9
@@ -47,42 +48,63 @@ def normal_pictures(body, vertices: np.ndarray, camera: Camera) -> np.ndarray:
     return pictures
 
 
+class View(NamedTuple):
+    """What a camera sees of one posed body: points (V, 3) as `Camera.project` gives them, unit normals (V, 3) in camera
+    space, and for each pixel the nearest face (height, width) int32, -1 for none, and inverse depth, 1/m."""
+
+    points: np.ndarray
+    normals: np.ndarray
+    face: np.ndarray
+    inverse_depth: np.ndarray
+
+
+def look(body, vertices: np.ndarray, camera: Camera) -> View:
+    """One posed body, vertices (V, 3) in metres."""
+    vertices = np.ascontiguousarray(vertices, np.float32)
+    points = camera.project(vertices.astype(np.float64))
+    normals = vertex_normals(vertices, body.faces) @ camera.rotation.T.astype(np.float32)
+    return View(points, normals, *rasterize(points, body.faces, camera.width, camera.height))
+
+
 def draw_conditions(body, vertices: np.ndarray, camera: Camera, out: np.ndarray) -> np.ndarray:
     """One frame of `render_conditions` into `out` (height, width, 10), whose background must already be 0.
 
     Returns which pixels are covered, (height, width) bool."""
-    vertices = np.ascontiguousarray(vertices, np.float32)
-    points = camera.project(vertices.astype(np.float64))
-    normals = vertex_normals(vertices, body.faces) @ camera.rotation.T.astype(np.float32)
-    face_id, inverse_depth = rasterize(points, body.faces, camera.width, camera.height)
-    _fill(points, body.faces, face_id, inverse_depth, normals, body.vertices, body.face_uv, body.part, out)
-    return face_id >= 0
+    view = look(body, vertices, camera)
+    _fill(*view, body.faces, body.vertices, body.face_uv, body.part, out)
+    return view.face >= 0
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill(points, faces, face_id, inverse_depth, normals, rest, face_uv, part, out):
-    height, width = face_id.shape
+def surface_normal(normals, a, b, c, w0, w1, w2):
+    """Unit normal (x, y, z) of a surface point with these weights of its triangle's corners."""
+    x = w0 * normals[a, 0] + w1 * normals[b, 0] + w2 * normals[c, 0]
+    y = w0 * normals[a, 1] + w1 * normals[b, 1] + w2 * normals[c, 1]
+    z = w0 * normals[a, 2] + w1 * normals[b, 2] + w2 * normals[c, 2]
+    length = np.float32(1.0) / np.sqrt(max(x * x + y * y + z * z, np.float32(1e-20)))
+    return x * length, y * length, z * length
+
+
+@numba.njit(nogil=True, cache=True)
+def surface_uv(face_uv, t, w0, w1, w2):
+    """Texture coordinates (u, v) of a point of face t with these weights of its corners."""
+    u = w0 * face_uv[t, 0, 0] + w1 * face_uv[t, 1, 0] + w2 * face_uv[t, 2, 0]
+    return u, w0 * face_uv[t, 0, 1] + w1 * face_uv[t, 1, 1] + w2 * face_uv[t, 2, 1]
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(points, normals, face, inverse_depth, faces, rest, face_uv, part, out):
+    height, width = face.shape
     for y in range(height):
         for x in range(width):
-            t = face_id[y, x]
+            t = face[y, x]
             if t < 0:
                 continue
             a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
-            w0, w1, w2 = pixel_weights(points, a, b, c, x + 0.5, y + 0.5)
-            w0, w1, w2 = w0 / points[a, 2], w1 / points[b, 2], w2 / points[c, 2]
-            total = w0 + w1 + w2
-            w0, w1, w2 = np.float32(w0 / total), np.float32(w1 / total), np.float32(w2 / total)
-            pixel = out[y, x]
-            length = np.float32(0.0)
+            w0, w1, w2 = surface_weights(points, a, b, c, x + 0.5, y + 0.5)
+            out[y, x, 0], out[y, x, 1], out[y, x, 2] = surface_normal(normals, a, b, c, w0, w1, w2)
             for k in range(3):
-                n = w0 * normals[a, k] + w1 * normals[b, k] + w2 * normals[c, k]
-                length += n * n
-                pixel[k] = n
-                pixel[3 + k] = w0 * rest[a, k] + w1 * rest[b, k] + w2 * rest[c, k]
-            length = np.float32(1.0) / np.sqrt(max(length, np.float32(1e-20)))
-            for k in range(3):
-                pixel[k] *= length
-            for k in range(2):
-                pixel[6 + k] = w0 * face_uv[t, 0, k] + w1 * face_uv[t, 1, k] + w2 * face_uv[t, 2, k]
-            pixel[8] = part[t] + 1
-            pixel[9] = inverse_depth[y, x]
+                out[y, x, 3 + k] = w0 * rest[a, k] + w1 * rest[b, k] + w2 * rest[c, k]
+            out[y, x, 6], out[y, x, 7] = surface_uv(face_uv, t, w0, w1, w2)
+            out[y, x, 8] = part[t] + 1
+            out[y, x, 9] = inverse_depth[y, x]

@@ -1,6 +1,6 @@
 """A z-buffer triangle rasteriser that needs nothing but numba: deterministic, thread-safe, no GPU, no OpenGL.
 
-Two passes keep it short: `rasterize` finds which triangle each pixel sees, the caller then uses `pixel_weights` to
+Two passes keep it short: `rasterize` finds which triangle each pixel sees, the caller then uses `surface_weights` to
 interpolate whatever it likes at that pixel. All kernels release the GIL.
 """
 
@@ -31,13 +31,15 @@ def vertex_normals(vertices, faces):
 
 
 @numba.njit(nogil=True, cache=True)
-def pixel_weights(points, a, b, c, x, y):
-    """Screen-space barycentric weights of the picture position (x, y) in the projected triangle (a, b, c)."""
+def surface_weights(points, a, b, c, x, y):
+    """Weights of the corners (a, b, c) of a projected triangle in the surface point at the picture position (x, y)."""
     x0, y0, x1, y1, x2, y2 = points[a, 0], points[a, 1], points[b, 0], points[b, 1], points[c, 0], points[c, 1]
     inverse_area = 1.0 / ((y1 - y2) * (x0 - x2) + (x2 - x1) * (y0 - y2))
     w0 = ((y1 - y2) * (x - x2) + (x2 - x1) * (y - y2)) * inverse_area
     w1 = ((y2 - y0) * (x - x2) + (x0 - x2) * (y - y2)) * inverse_area
-    return w0, w1, 1.0 - w0 - w1
+    w0, w1, w2 = w0 / points[a, 2], w1 / points[b, 2], (1.0 - w0 - w1) / points[c, 2]
+    total = w0 + w1 + w2
+    return np.float32(w0 / total), np.float32(w1 / total), np.float32(w2 / total)
 
 
 @numba.njit(nogil=True, cache=True)

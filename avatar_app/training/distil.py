@@ -23,8 +23,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avatar_app.diffusion.denoise import guide, seeded_noise
-from avatar_app.diffusion.generator import NATIVE_SCHEDULER
+from avatar_app.diffusion.denoise import NATIVE_SCHEDULER, guide, seeded_noise
 from avatar_app.diffusion.networks import Condition, NativeNetworks
 from avatar_app.training.batches import SETS, Batches, stack
 from avatar_app.training.dataset import Sample

@@ -34,7 +34,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise
-from avatar_app.diffusion.generator import to_bytes_range, to_frames
+from avatar_app.diffusion.frames import to_bytes_range, to_frames
 from avatar_app.diffusion.lora import frozen_state, learn_lora, learnt_lora, merge_lora
 from avatar_app.diffusion.prompts import empty_text_tokens
 from avatar_app.diffusion.samplers import make_scheduler
@@ -56,6 +56,7 @@ from avatar_app.training.paper_needs import (
     measure_speed,
     run_needs,
 )
+from avatar_app.training.build import check_start
 from avatar_app.trust.consent import Consent, require_consent
 from avatar_app.weights import place
 from talkshow_bridge.errors import InputError
@@ -516,6 +517,7 @@ def train_paper(
     people: footage folders, several for the first stage, one for the second. Raises InputError before any work when the
     consent does not permit training or something does not fit; see `PaperTrainer`."""
     require_consent(consent, "train")
+    check_start(start)
     return {recipe.part: PaperTrainer(people, out, base, recipe, start, device).run() for recipe in recipes}
 
 

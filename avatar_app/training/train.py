@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from avatar_app.diffusion.generator import NATIVE_SCHEDULER
+from avatar_app.diffusion.denoise import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import ConditionEncoder, NativeNetworks
 from avatar_app.mesh.conditions import PART
 from avatar_app.training.batches import RECIPES, Batches, stack
