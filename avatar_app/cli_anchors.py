@@ -71,7 +71,7 @@ def bench_anchors(options: argparse.Namespace) -> None:
     """Markdown tables of one anchor, or of all, on a held-out clip."""
     from avatar_app.anchors import list_anchors, load_anchor
     from avatar_app.evaluation.anchor import Bench, as_table, bench_anchor
-    from avatar_app.evaluation.truth import NUMBERS, held_out_truth
+    from avatar_app.evaluation.truth import NUMBERS, held_out_truths
 
     judge = None
     if options.features:
@@ -88,10 +88,10 @@ def bench_anchors(options: argparse.Namespace) -> None:
     for anchor in chosen:
         if anchor.manifest.kind != "native":
             raise InputError(f"Anchor '{anchor.id}' is not of our own kind; there is no held-out clip for it.")
-        bench = Bench(anchor, held_out_truth(anchor, footage), judge)
-        print(f"\n{anchor.id}: {len(bench.truth.pictures)} pictures that training never saw\n")
-        for name, rows in bench_anchor(bench, tables, options.faces, options.sheet).items():
-            print(as_table(rows, name) + "\n", flush=True)
+        for held_out, truth in held_out_truths(anchor, footage).items():
+            print(f"\n{anchor.id}: {len(truth.pictures)} pictures that training never saw ({held_out})\n")
+            for name, rows in bench_anchor(Bench(anchor, truth, judge), tables, options.faces, options.sheet).items():
+                print(as_table(rows, name) + "\n", flush=True)
 
 
 def _train(options: argparse.Namespace) -> None:

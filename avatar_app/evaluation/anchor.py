@@ -23,11 +23,13 @@ from avatar_app.evaluation.landmarks import landmark_distance
 from avatar_app.evaluation.metrics import motion_error, psnr, seam, shimmer, ssim
 from avatar_app.evaluation.truth import Truth
 from avatar_app.mesh.conditions import render_conditions
+from avatar_app.trust.consent import require_consent
 
 HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
 HAND_PIXELS = 72  # of a 512 px picture
 STEPS, GUIDANCE, OVERLAPS = (20, 4, 2, 1), 1.5, (4, 0)  # of the table of steps
 TABLES = ("presets", "steps", "face")
+MOVEMENT = ("movement error", "flicker", "seams")  # what only consecutive pictures can tell
 Row = dict[str, float]
 
 
@@ -151,10 +153,9 @@ def score(anchor: Anchor, truth: Truth, made: np.ndarray, options) -> Row:
     for group, (distance, found) in landmark_distance(anchor.body, anchor.camera, vertices, pictures, made).items():
         row |= {f"{group} px": distance, f"{group} found": found}
     if truth.consecutive:
-        row["movement error"] = motion_error(made, pictures)
-        row["flicker"] = shimmer(made, pictures) - shimmer(pictures, pictures)
         starts = [window.start for window in native_windows(len(made), options.window, options.overlap)][1:]
-        row["seams"] = seam(made, pictures, starts)
+        flicker = shimmer(made, pictures) - shimmer(pictures, pictures)
+        row |= dict(zip(MOVEMENT, (motion_error(made, pictures), flicker, seam(made, pictures, starts)), strict=True))
     return row
 
 
@@ -174,7 +175,8 @@ def _shown(value: float) -> str:
 def bench_anchor(
     bench: Bench, tables: Sequence[str], others: Sequence[Path] = (), sheet: Path | None = None
 ) -> dict[str, dict[str, Row]]:
-    """Table -> its rows; see TABLES."""
+    """Table -> its rows; see TABLES. Raises InputError when the anchor's consent does not permit rendering."""
+    require_consent(bench.anchor, "render")
     make: dict[str, Callable[[], dict[str, Row]]] = {
         "presets": lambda: presets(bench, sheet),
         "steps": lambda: steps(bench),

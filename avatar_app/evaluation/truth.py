@@ -39,18 +39,25 @@ class Truth:
         return cls(footage.pictures, footage.motion, consecutive)
 
 
-def held_out_truth(anchor: Anchor, footage: Path | None = None) -> Truth:
-    """The clip of a footage folder (its set "clip", else "test"), or the one in the package. Raises InputError."""
+def held_out_sets(footage: Path) -> list[str]:
+    """Names of the held-out sets of a footage folder: "test" (spread out pictures), "clip" (consecutive ones)."""
+    return [name for name in ("test", "clip") if (footage / name / "index.json").exists()]
+
+
+def held_out_truths(anchor: Anchor, footage: Path | None = None) -> dict[str, Truth]:
+    """Every held-out set of a footage folder, or the one in the package. Raises InputError."""
     if footage is not None:
-        name = next((name for name in ("clip", "test") if (footage / name / "index.json").exists()), "clip")
-        truth = Truth.of(Footage(footage, name))
+        truths = {name: Truth.of(Footage(footage, name)) for name in held_out_sets(footage)}
+        if not truths:
+            raise InputError(f"'{footage}' holds no held-out pictures, that is no set 'test' or 'clip'.")
     elif (anchor.folder / NUMBERS).exists():
-        truth = read_truth(anchor.folder)
+        truths = {"held-out": read_truth(anchor.folder)}
     else:
         raise InputError(f"Anchor '{anchor.id}' brings no held-out clip; please name a footage folder.")
-    if truth.pictures.shape[1:3] != (anchor.manifest.height, anchor.manifest.width):
+    size = (anchor.manifest.height, anchor.manifest.width)
+    if any(truth.pictures.shape[1:3] != size for truth in truths.values()):
         raise InputError(f"The held-out pictures have another size than those of anchor '{anchor.id}'.")
-    return truth
+    return truths
 
 
 def write_truth(truth: Truth, folder: Path) -> None:

@@ -67,7 +67,7 @@ def package(
 
 def write_parts(footage_folder: Path, body: Path, face: Path | None, part: Path, facts: dict) -> dict:
     """Networks, rig, pictures and the held-out clip into the folder `part` -> the manifest."""
-    from avatar_app.evaluation.truth import Truth, write_truth
+    from avatar_app.evaluation.truth import Truth, held_out_sets, write_truth
 
     footage = Footage(footage_folder, "train")
     sources = {"body": body} | ({"face": face} if face else {})
@@ -81,7 +81,7 @@ def write_parts(footage_folder: Path, body: Path, face: Path | None, part: Path,
     if plate.exists():
         Image.open(plate).convert("RGB").save(part / "background.png", optimize=True)
     Image.fromarray(footage.pictures[most_upright(footage)]).save(part / "thumbnail.jpg", quality=88)
-    if held_out := held_out_set(footage_folder):
+    for held_out in held_out_sets(footage_folder)[:1]:
         write_truth(Truth.of(Footage(footage_folder, held_out)), part)
     manifest = {
         "id": part.name,
@@ -104,22 +104,22 @@ def write_parts(footage_folder: Path, body: Path, face: Path | None, part: Path,
     return manifest
 
 
-def held_out_set(footage_folder: Path) -> str | None:
-    return next((name for name in ("clip", "test") if (footage_folder / name / "index.json").exists()), None)
-
-
 def face_size(footage_folder: Path, training: dict) -> int:
     return training["size"] if "size" in training else Footage(footage_folder, "face").size
 
 
 def measure(anchor: Anchor, footage_folder: Path) -> dict:
-    """Preset -> numbers on the held-out clip; empty without one."""
-    from avatar_app.evaluation.anchor import Bench, presets
-    from avatar_app.evaluation.truth import held_out_truth
+    """Preset -> numbers on the held-out pictures, what is about movement from consecutive ones; empty without any."""
+    from avatar_app.evaluation.anchor import MOVEMENT, Bench, presets
+    from avatar_app.evaluation.truth import held_out_sets, held_out_truths
 
-    if held_out_set(footage_folder) is None:
+    if not held_out_sets(footage_folder):
         return {}
-    rows = presets(Bench(anchor, held_out_truth(anchor, footage_folder)))
+    (_, truth), *more = held_out_truths(anchor, footage_folder).items()
+    rows = presets(Bench(anchor, truth))
+    for _, clip in more:
+        for preset, row in presets(Bench(anchor, clip)).items():
+            rows[preset] |= {name: row[name] for name in MOVEMENT if name in row}
     return {
         preset: {name: round(value, 3) for name, value in row.items() if np.isfinite(value)}
         for preset, row in rows.items()
