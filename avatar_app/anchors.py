@@ -302,6 +302,7 @@ def seal_anchor(folder: Path, manifest: dict) -> Anchor:
     """Write anchor.json for a finished folder: validates `manifest` and records size and sha256 of every file."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        path.chmod(0o644)  # safetensors are written for their owner alone
         name = path.relative_to(folder).as_posix()
         files[name] = {"sha256": _sha256(path), "size": path.stat().st_size}
     _write_manifest(folder, _validate({**manifest, "files": files}, str(manifest.get("id", folder.name))))
@@ -339,8 +340,8 @@ def import_anchor(path: Path, replace: bool = False, consent: Consent | None = N
     """Unpack an exported zip into the user's anchor folder and verify it.
 
     consent: for a package that is older than consent records; others bring their own.
-    Raises InputError for anything that is not a sound anchor package, whose consent does not permit the import, and
-    when the anchor exists already unless `replace`. A refused package leaves nothing behind.
+    Raises InputError for anything that is not a sound anchor package, whose consent does not permit the import or was
+    revoked here, and when the anchor exists already unless `replace`. A refused package leaves nothing behind.
     """
     destination = anchor_folders()[0]
     destination.mkdir(parents=True, exist_ok=True)
@@ -361,9 +362,17 @@ def import_anchor(path: Path, replace: bool = False, consent: Consent | None = N
         if target.exists():
             if not replace:
                 raise InputError(f"An anchor '{anchor.id}' exists already; remove it first or ask to replace it.")
+            _keep_revoked(target, anchor)
             shutil.rmtree(target)
         shutil.move(anchor.folder, target)
     return load_anchor(target)
+
+
+def _keep_revoked(installed: Path, anchor: Anchor) -> None:
+    """Refuse an older copy of a package, in which a consent that was revoked here is still good."""
+    before = load_anchor(installed, verify=False).manifest.consent
+    if before.revoked and before.id == anchor.manifest.consent.id:
+        raise InputError(f"The consent for anchor '{anchor.id}' was revoked here on {before.revoked}.")
 
 
 def _find(name_or_path: str | Path) -> Path:

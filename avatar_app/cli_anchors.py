@@ -127,16 +127,16 @@ def _train(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from avatar_app.cli import ProgressLine
     from avatar_app.training.build import Order, pretrain
-    from avatar_app.trust.consent import require_consent
 
     _check_numbers(options)
-    consent = require_consent(_consent(options), "train")
+    consent = _consent(options)
     if options.kind == "stable-diffusion":
         print(pretrain_paper(options, consent))
         return
     work = options.work or Path("work") / f"{options.out.name}-footage"
     people = [dataset.resolve() for dataset in options.dataset]
-    order = Order(dataset=people[0], out=options.out.resolve(), facts={}, **_common(options, work))
+    facts = {"consent": consent.model_dump(mode="json")}
+    order = Order(dataset=people[0], out=options.out.resolve(), facts=facts, **_common(options, work))
     pretrain(people, order, ProgressLine())
     print(f"{options.out}: to be used with `anchors train DATASET --from {options.out}`")
 

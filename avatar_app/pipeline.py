@@ -176,7 +176,6 @@ def presenter_for(settings: RenderSettings, motion: Motion | None = None) -> Anc
 
     motion: the user's own, None when one will be made."""
     presenter = choose_anchor(settings.anchor)
-    require_consent(presenter, "render")
     if settings.credentials:
         credentials.check_ready()
     require_commercial(settings, presenter, motion)
@@ -227,13 +226,15 @@ def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:
 
 
 def choose_anchor(name: str | None) -> Anchor:
-    """The anchor of that id or folder, checked; without a name the first whose consent permits rendering."""
+    """The anchor of that id or folder, checked, whose consent permits showing it; without a name the first such."""
     if name is None:
         installed = [anchor for anchor in list_anchors() if not anchor.manifest.consent.problem("render")]
         if not installed:
             raise InputError("No anchor is installed; `launch.py anchors import FILE.zip` adds one.")
         name = installed[0].folder
-    return load_anchor(name)
+    anchor = load_anchor(name)
+    require_consent(anchor, "render")
+    return anchor
 
 
 def preview_frames(

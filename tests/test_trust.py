@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import date, timedelta
 
 import pytest
 
 from avatar_app import RenderSettings, anchors, render
-from avatar_app.anchors import export_anchor, import_anchor, load_anchor, set_consent
+from avatar_app.anchors import export_anchor, import_anchor, load_anchor, seal_anchor, set_consent
 from avatar_app.cli import main
+from avatar_app.evaluation.anchor import Bench, bench_anchor
+from avatar_app.training.build import Order, anchor_facts, build_anchor, pretrain
 from avatar_app.trust.consent import Consent, new_consent, require_consent
+from avatar_app.trust.credentials import sha256
 from talkshow_bridge.errors import InputError
 
 TODAY = date(2026, 6, 15)
@@ -91,6 +95,56 @@ def test_old_packages_need_a_record(own, tmp_path, tiny_motion, capsys):
         import_anchor(again, replace=True)
     with pytest.raises(InputError, match="brings its own consent"):
         import_anchor(again, replace=True, consent=Consent(kind="synthetic"))
+
+
+def test_an_old_copy_does_not_undo_a_revocation(own, tmp_path):
+    package = export_anchor(own, tmp_path / "tiny.zip")
+    set_consent(own, own.manifest.consent.model_copy(update={"revoked": TODAY}))
+    with pytest.raises(InputError, match="'tiny' was revoked here on 2026-06-15"):
+        import_anchor(package, replace=True)
+    assert load_anchor("tiny").manifest.consent.revoked == TODAY
+    renewed = set_consent(own, Consent(kind="synthetic", given=TODAY))
+    import_anchor(export_anchor(renewed, tmp_path / "new.zip"), replace=True)
+
+
+@pytest.mark.parametrize("change", [{"revoked": TODAY}, {"given": TODAY, "expires": TODAY}, {"uses": ("import",)}])
+def test_no_door_shows_or_trains_whom_it_must_not(change, own, tiny_motion, tmp_path, capsys):
+    own = set_consent(own, own.manifest.consent.model_copy(update=change))
+    motion, out = tmp_path / "motion.npz", tmp_path / "out"
+    tiny_motion[:4].save(motion)
+    for end in (["--out", f"{out}.mp4"], ["--preview", f"{out}.mp4"], ["--motion-only", f"{out}.glb"]):
+        assert main(["render", "--anchor", "tiny", "--motion", str(motion), *end]) == 2
+    with pytest.raises(InputError):
+        bench_anchor(Bench(own, None), ["presets"])
+    (tmp_path / "data").mkdir()
+    order = Order(tmp_path / "data", out, tmp_path / "work", {"consent": {"kind": "synthetic"}}, start=own.folder)
+    for train in (build_anchor, lambda *given: pretrain([tmp_path / "data"], *given)):
+        with pytest.raises(InputError, match="The consent for anchor 'tiny' "):
+            train(order, print)
+    assert capsys.readouterr().err.count("The consent for anchor 'tiny' ") == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "home", "motion.npz"]
+
+
+def test_a_real_person_is_trained_on_the_video_they_agreed_to(tmp_path):
+    video = tmp_path / "data" / "train" / "clip.mp4"
+    video.parent.mkdir(parents=True)
+    video.write_bytes(b"film")
+    facts = anchor_facts(tmp_path / "data", new_consent("self", True), "Me", "own")
+    assert facts["consent"]["clip_sha256"] == sha256(video)
+    video.write_bytes(b"another")
+    order = Order(tmp_path / "data", tmp_path / "out", tmp_path / "work", facts)
+    for consent, words in ((facts["consent"], "another training video"), ({"kind": "unstated"}, "not recorded")):
+        with pytest.raises(InputError, match=words):
+            build_anchor(replace(order, facts={"consent": consent}), print)
+
+
+def test_everybody_can_read_a_package(own):
+    files = [path for path in own.folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".safetensors" for path in files)
+    for path in files:
+        path.chmod(0o600)
+    sealed = seal_anchor(own.folder, own.manifest.model_dump(exclude={"files"}))
+    assert {path.stat().st_mode & 0o777 for path in (sealed.folder / name for name in sealed.manifest.files)} == {0o644}
 
 
 def test_consent_on_the_command_line(own, tmp_path, capsys):

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from avatar_app.anchors import Anchor
+from avatar_app.anchors import MANIFEST, Anchor, load_anchor
 from avatar_app.training.check import as_table, check_dataset
 from avatar_app.training.delivery import VIDEOS
 from avatar_app.training.package import package
@@ -60,18 +60,37 @@ def anchor_facts(dataset: Path, consent: Consent, name: str, licence: str, descr
     """What `package` wants to know; the consent of a real person is bound to the training video.
 
     Raises InputError when the consent does not permit training, or was given for another video."""
-    videos = [path for path in sorted((dataset / "train").glob("*")) if path.suffix.lower() in VIDEOS]
-    video = sha256(videos[0]) if videos and consent.kind != "synthetic" else None
-    if video:
+    if video := training_video(dataset, consent):
         consent = consent.model_copy(update={"clip_sha256": consent.clip_sha256 or video})
     require_consent(consent, "train", clip_sha256=video)
     facts = {"name": name, "licence": licence, "description": description}
     return facts | {"consent": consent.model_dump(mode="json")}
 
 
+def training_video(dataset: Path, consent: Consent) -> str | None:
+    """sha256 of the video in a data set of a real person; None where it holds pictures."""
+    if consent.kind == "synthetic":
+        return None
+    videos = [path for path in sorted((dataset / "train").glob("*")) if path.suffix.lower() in VIDEOS]
+    return sha256(videos[0]) if videos else None
+
+
+def check_consent(order: Order, dataset: Path | None = None) -> None:
+    """Raises InputError unless those shown, in this very data set, and in the networks to start from agreed to it."""
+    consent = Consent.model_validate(order.facts["consent"])
+    require_consent(consent, "train", clip_sha256=dataset and training_video(dataset, consent))
+    check_start(order.start)
+
+
+def check_start(start: Path | None) -> None:
+    """Raises InputError where training would begin from the networks of an anchor that must not be trained on."""
+    if start is not None and (start / MANIFEST).exists():
+        require_consent(load_anchor(start, verify=False), "train")
+
+
 def build_anchor(order: Order, progress: Progress) -> Anchor:
     """Raises InputError for a data set that cannot be trained on, after saying everything that is wrong with it."""
-    require_consent(Consent.model_validate(order.facts["consent"]), "train")
+    check_consent(order, order.dataset)
     footage = checked_footage(order.dataset, order.work, order.size, order.face)
     kinds = [kind for kind in (f"face{order.face}", "face") if order.face and (footage / kind).is_dir()][:1]
     kinds = ["body", *kinds]
@@ -215,7 +234,10 @@ def _seconds(folders: dict[str, Path]) -> tuple[float, float]:
 
 
 def pretrain(datasets: list[Path], order: Order, progress: Progress) -> None:
-    """Networks for `start`, taught on several people, in order.out: body/ and, when everybody has crops, face/."""
+    """Networks for `start`, taught on several people, in order.out: body/ and, when everybody has crops, face/.
+
+    order.facts: the consent of everybody shown. Raises InputError as `build_anchor` does."""
+    check_consent(order)
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise InputError("The data sets need different folder names.")

@@ -46,6 +46,7 @@ from avatar_app.import_original import (
     open_stage,
     write_network,
 )
+from avatar_app.training.build import check_start
 from avatar_app.training.paper_data import Batch, Encoders, Look, Part, picture_count, split
 from avatar_app.training.paper_needs import (
     Needs,
@@ -56,7 +57,6 @@ from avatar_app.training.paper_needs import (
     measure_speed,
     run_needs,
 )
-from avatar_app.training.build import check_start
 from avatar_app.trust.consent import Consent, require_consent
 from avatar_app.weights import place
 from talkshow_bridge.errors import InputError
