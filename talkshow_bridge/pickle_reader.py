@@ -5,6 +5,7 @@ It is started by its path, isolated: nothing of this project can be imported her
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ def _serve() -> None:
 
     import torch  # noqa: F401
 
-    can_fork = hasattr(os, "fork")
+    can_fork = hasattr(os, "fork") and sys.platform != "darwin"  # where forks of threaded programs break
     while not can_fork or select.select([sys.stdin], [], [], IDLE)[0]:
         line = sys.stdin.buffer.readline()
         if not line:
@@ -41,7 +42,7 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) % 256, flush=True)
 
 
-def _child(source: str, out: str, memory: int, output: int, seconds: int) -> int:
+def _child(source: str, out: str, memory: int, output: int, seconds: int, waiting: int) -> int:
     """Read one file; returns the exit code. Nothing of this project is importable here."""
     import pickle
     import zipfile
@@ -50,7 +51,7 @@ def _child(source: str, out: str, memory: int, output: int, seconds: int) -> int
     from safetensors.torch import save_file
 
     try:
-        _limit_this_process(memory, output, seconds)
+        _limit_this_process(memory, output, seconds, waiting)
         packed = zipfile.is_zipfile(source)
         if packed:
             with zipfile.ZipFile(source) as archive:
@@ -96,13 +97,15 @@ def _flatten(stored: object, tensor: type) -> tuple[dict, list]:
     return tensors, others
 
 
-def _limit_this_process(memory: int, output: int, seconds: int) -> None:
-    """From here on, at most so many bytes more than now and so many seconds; where the system can do that."""
+def _limit_this_process(memory: int, output: int, seconds: int, waiting: int) -> None:
+    """From here on, at most so many bytes more than now, seconds of work and seconds by the clock; where the system
+    can do that: `pickles.missing_limits` says where not."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(waiting)
     try:
         import resource
     except ImportError:
         return
-    signal.alarm(10 * seconds)  # waiting counts too
     limits = {"RLIMIT_CPU": seconds, "RLIMIT_FSIZE": output, "RLIMIT_CORE": 0}
     if sys.platform == "linux":
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -111,7 +114,8 @@ def _limit_this_process(memory: int, output: int, seconds: int) -> None:
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        with contextlib.suppress(ValueError, OSError):  # a stricter one is in force
+            resource.setrlimit(kind, (most, most))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ child could at worst do, it does to itself.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,9 +23,11 @@ from talkshow_bridge.pickle_reader import CODE, LIMIT
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 MEMORY_TIMES, MEMORY_ROOM = 3, 1 << 30  # of the file's size; bytes on top
 OUTPUT_ROOM = 64 << 20  # bytes beyond the file's size
 SECONDS, BYTES_PER_SECOND = 120, 10 << 20  # processor time: a base, and more for large files
+WAITING = 10  # times as long by the clock
 _REASONS = {
     CODE: "holds more than weights and could run code: it was not opened",
     LIMIT: "needs more memory or time than a file of its size should: it was not read",
@@ -58,19 +61,33 @@ def _run_child(path: Path, out: Path) -> int:
     size = path.stat().st_size if path.is_file() else 0
     seconds = SECONDS + size // BYTES_PER_SECOND
     order = [os.path.abspath(path), str(out), MEMORY_ROOM + MEMORY_TIMES * size, OUTPUT_ROOM + size, seconds]
+    order.append(WAITING * seconds)
     with _lock:
         for attempt in (1, 2):
             server = _start_server()
+            clock = threading.Timer(WAITING * seconds + 60, server.kill)  # where the child has no alarm of its own
+            clock.start()
             try:
                 server.stdin.write(json.dumps(order).encode() + b"\n")
                 server.stdin.flush()
                 answer = server.stdout.readline()
             except OSError:
                 answer = b""
-            if answer or attempt == 2:
+            late = not clock.is_alive()
+            clock.cancel()
+            if answer or late or attempt == 2:
                 return int(answer or LIMIT)
             server.kill()  # it had just gone home, most likely
             server.wait()
+
+
+def missing_limits() -> str:
+    """What this system cannot limit for a single process, in words; "" where nothing is missing."""
+    try:
+        import resource  # noqa: F401
+    except ImportError:
+        return "memory, output and processor time"
+    return "" if sys.platform == "linux" else "memory"
 
 
 _lock = threading.Lock()
@@ -80,6 +97,8 @@ _server: subprocess.Popen | None = None
 def _start_server() -> subprocess.Popen:
     """The process that forks the children, with nothing of this program's environment; it ends by itself."""
     global _server
+    if _server is None and (lacking := missing_limits()):
+        log.warning("On this system PyTorch's files are read in a process of its own without a limit of %s.", lacking)
     if _server is None or _server.poll() is not None:
         names = ("PATH", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR")
         keep = {name: os.environ[name] for name in names if name in os.environ} | {"OMP_NUM_THREADS": "1"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from avatar_app.mesh.bodies import DEFAULT_DIRECTORY, OPEN_FILE, without_objects
-from talkshow_bridge import pickles
+from talkshow_bridge import pickle_reader, pickles
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.pickles import read_pickle
 
@@ -128,7 +128,7 @@ def test_files_that_are_no_plain_weights_are_refused(make, words, tmp_path, monk
 def test_the_child_is_limited(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import talkshow_bridge.pickle_reader as p; "
-        "p._limit_this_process(256 << 20, 1 << 20, 5)\n"
+        "p._limit_this_process(256 << 20, 1 << 20, 5, 60)\n"
         "try: bytearray(1 << 30)\nexcept MemoryError: print('memory')\n"
         "try: open(sys.argv[2], 'wb').write(bytes(2 << 20))\nexcept OSError: print('output')\n"
         "while True: pass"
@@ -137,6 +137,25 @@ def test_the_child_is_limited(tmp_path):
         [sys.executable, "-c", code, str(ROOT), str(tmp_path / "f")], capture_output=True, text=True
     )
     assert limited.stdout.split() == ["memory", "output"] and limited.returncode < 0
+
+
+def test_a_system_without_limits_says_so_and_reads_on(tmp_path, monkeypatch, caplog):
+    windows = tmp_path / "windows.py"  # has neither fork nor alarm nor the module resource
+    windows.write_text(
+        "import os, runpy, signal, sys\ndel os.fork, signal.alarm\nsys.modules['resource'] = None\n"
+        f"runpy.run_path({pickle_reader.__file__!r}, run_name='__main__')\n"
+    )
+    weights = save(tmp_path / "w.pth", {"w": torch.ones(3)})
+    with monkeypatch.context() as patch:
+        patch.setattr(pickle_reader, "__file__", str(windows))
+        patch.setattr(pickles, "_server", None)
+        patch.setitem(sys.modules, "resource", None)
+        for _ in range(2):  # a process for each file
+            assert torch.equal(read_pickle(weights)["w"], torch.ones(3))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1 and "without a limit of memory, output and processor time" in told[0]
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert pickles.missing_limits() == "memory"
 
 
 def test_objects_in_a_body_file_are_left_out_not_unpickled(tmp_path):
@@ -163,3 +182,10 @@ def test_a_log_tells_no_names_places_or_words(tiny_anchor, tiny_motion, tmp_path
     told = caplog.text
     assert "Jane" not in told and "diagnosis" not in told and str(tmp_path) not in told
     assert "Jane" not in json.dumps(json.loads((folder / "diagnosis.json").read_text()))
+
+
+def test_openvino_tells_nobody():
+    pytest.importorskip("openvino")
+    from openvino.tools.ovc import convert_impl, telemetry_utils, utils
+
+    assert all(module.tm.__name__.endswith("telemetry_stub") for module in (convert_impl, telemetry_utils, utils))
