@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -9,6 +10,8 @@ if TYPE_CHECKING:
     from avatar_app.pipeline import Cancelled, RenderResult, render
     from avatar_app.settings import RenderSettings
     from talkshow_bridge.errors import InputError
+
+sys.modules.setdefault("openvino_telemetry", None)  # it would tell an analytics service of every network it reads
 
 __version__ = "0.1.0"
 __all__ = [
