@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import make_tiny_motion
@@ -16,8 +20,10 @@ from test_make_your_anchor import (  # noqa: F401
 
 from avatar_app import Cancelled, RenderSettings, pipeline, render, video
 from avatar_app.anchors import load_anchor, seal_anchor
+from avatar_app.diffusion.painters import NativePainter
 from avatar_app.diffusion.planner import Plan
 
+ROOT = Path(__file__).parents[1]
 UNSIGNED = RenderSettings(credentials=False)  # no two signatures are equal
 
 
@@ -68,7 +74,8 @@ def test_any_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor
     plan = pipeline.WorkFolder.plan
 
     def fixed_plan(folder, make):
-        return {part: values | {"windows": at_once, "frames": 3} for part, values in plan(folder, make).items()}
+        fixed = {"windows": at_once, "frames": 3, "group": at_once}
+        return {part: values | fixed for part, values in plan(folder, make).items()}
 
     monkeypatch.setattr(pipeline.WorkFolder, "plan", fixed_plan)
     assert Plan.from_dict(Plan().to_dict()) == Plan()
@@ -90,6 +97,39 @@ def test_any_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor
         for piece in pieces:
             assert (work / piece.name).read_bytes() == piece.read_bytes(), (done, piece.name)
         assert again.path.read_bytes() == whole.path.read_bytes() and again.id == whole.id
+
+
+def test_a_plan_that_had_to_shrink_is_kept(tiny_anchor, tmp_path, monkeypatch):
+    """Whoever goes on begins with as little as was left, and makes the same pictures."""
+    options = {"steps": 2, "window": 4, "windows": "shifted", "face": True}
+    anchor = variant(tiny_anchor, tmp_path / "person", options, **COUPLED)
+    short, motion = [True], make_tiny_motion(COUNT)
+    predict = NativePainter.predict
+
+    def tight(painter, latents, *arguments):
+        if short[0] and len(latents) > 4:
+            raise MemoryError
+        return predict(painter, latents, *arguments)
+
+    plans = {part: Plan(4, 3, group=4).to_dict() for part in ("body", "face")}
+    monkeypatch.setattr("avatar_app.diffusion.generator.plans_for", lambda *given: plans)
+    monkeypatch.setattr(NativePainter, "predict", tight)
+    monkeypatch.setenv("AVATAR_APP_ENGINE", "torch")
+
+    def make(work):
+        return render(None, anchor.folder, work.with_suffix(".mp4"), UNSIGNED, motion=motion, work=work)
+
+    make(tmp_path / "whole")
+    work = tmp_path / "broken"
+    work.mkdir()
+    pieces = sorted((tmp_path / "whole").glob("piece-*"))
+    for file in (tmp_path / "whole" / "render.json", *pieces[:2]):
+        shutil.copy(file, work)
+    kept = json.loads((work / "render.json").read_text())["plan"]
+    assert kept["body"]["windows"] == 1 and kept["body"]["group"] == 4 and kept["face"] == plans["face"]
+    short[0] = False  # enough memory again: larger calls would round otherwise
+    make(work)
+    assert [(work / piece.name).read_bytes() for piece in pieces] == [piece.read_bytes() for piece in pieces]
 
 
 def test_preview_and_speech_resume_with_the_motion_of_the_first_run(tiny_anchor, tmp_path, monkeypatch):
@@ -119,6 +159,40 @@ def test_preview_and_speech_resume_with_the_motion_of_the_first_run(tiny_anchor,
     (work / "piece-00002.mp4").unlink()
     again = make("b.mp4", work=work)
     assert again.id == "mine" and len(made) == 3 and again.path.read_bytes() == whole.path.read_bytes()
+
+
+DOOMED = """
+import signal, os, sys
+from avatar_app import RenderSettings, render, video
+from talkshow_bridge.motion import Motion
+video.PIECE_SECONDS = 0.5
+folder, anchor, moment = sys.argv[1:]
+def die(stage, done, total):
+    if stage == "frames" and done >= int(moment):
+        os.kill(os.getpid(), signal.SIGKILL)
+render(f"{folder}/speech.wav", anchor, f"{folder}/killed.mp4", RenderSettings(credentials=False), progress=die,
+       motion=Motion.load(f"{folder}/motion.npz"), work=f"{folder}/work", id="0123456789abcdef")
+"""
+
+
+def test_a_killed_render_measures_what_an_undisturbed_one_does(tiny_anchor, tmp_path):
+    from tests.speech import write_speech
+
+    seconds = 3
+    speech, motion = write_speech(tmp_path / "speech.wav", seconds), make_tiny_motion(25 * seconds)
+    motion.save(tmp_path / "motion.npz")
+    anchor = variant(tiny_anchor, tmp_path / "person", {"steps": 1, "window": 8, "overlap": 2, "face": True}, **COUPLED)
+    whole = render(speech, anchor.folder, tmp_path / "whole.mp4", UNSIGNED, motion=motion, id="0123456789abcdef")
+    assert {check["id"] for check in whole.report["checks"] if check["value"] is not None} > {"jitter_head", "seams"}
+    for moment in (30, 52):  # in the third piece, and in the fifth
+        command = [sys.executable, "-c", DOOMED, str(tmp_path), str(anchor.folder), str(moment)]
+        killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert not (tmp_path / "killed.mp4").exists()
+    again = render(speech, anchor.folder, tmp_path / "killed.mp4", UNSIGNED, motion=motion, work=tmp_path / "work")
+    told = json.loads(again.sidecar.read_text())
+    assert told["resumed_at_frame"] >= 36
+    assert again.report == told["quality"] == whole.report and again.path.read_bytes() == whole.path.read_bytes()
 
 
 def test_a_work_folder_of_another_render_is_begun_anew(tiny_anchor, tiny_motion, tmp_path):
