@@ -274,6 +274,7 @@ def test_texts_exist_in_both_languages_with_the_same_blanks():
 def test_names_never_become_markup_or_commands(tmp_path):
     evil = "<img src=x onerror=alert(1)>'; rm -rf / #"
     job = SimpleNamespace(
+        comparison=tmp_path, subtitles=tmp_path,
         id="i" * 24, name=evil, kind="video", state="failed", over=True, stage="", done=0, total=1, duration=1.0,
         created=0.0, started=0.0, finished=1.0, position=None, seconds_left=None, error=evil, thumbnail=None,
         video=None, motion=tmp_path / "motion.npz", speech=tmp_path / "speech.wav",

@@ -13,13 +13,15 @@ import tempfile
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from avatar_app.anchors import MANIFEST, anchor_folders
 from avatar_app.jobs.store import ORDER, WORK, Job, Jobs
-from avatar_app.training.build import Order, anchor_facts, build_anchor
-from avatar_app.trust.consent import Consent
 from avatar_app.unpack import DATA_SET_FILES, DATA_SET_SUFFIXES, unpack
 from talkshow_bridge.errors import InputError
+
+if TYPE_CHECKING:
+    from avatar_app.trust.consent import Consent
 
 FACE = 256  # pixels of the face networks, where heads are large enough
 PACKING_SECONDS = 120.0  # measuring, the sample clip and the package, about
@@ -63,6 +65,8 @@ def submit_training(
     minutes: training time of each of the networks, body and face.   Raises InputError: no name, such a presenter
     exists, the consent does not permit it, minutes outside `MINUTES`, no room.
     """
+    from avatar_app.training.build import anchor_facts
+
     name, licence = name.strip(), licence.strip()
     if not name or not licence:
         raise InputError("Please give the presenter a name and a licence.")
@@ -87,6 +91,7 @@ def train(job: Job, device: str | None, progress: Callable[[str, int, int], None
     """Does a training or goes on with it; the presenter is installed at the end. Raises what `build_anchor` raises."""
     from avatar_app.bench import sample_files
     from avatar_app.pipeline import best_device
+    from avatar_app.training.build import Order, build_anchor
 
     order, work = json.loads((job.folder / ORDER).read_text(encoding="utf-8")), job.folder / WORK
     out, planned = anchor_folders()[0] / order["anchor"], round(60 * order["minutes"])

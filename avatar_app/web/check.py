@@ -24,11 +24,12 @@ def check_page() -> None:
 
 
 def _verdict(video: str | None, request: gr.Request) -> str:
+    language = language_of_request(request)
     if not video:
-        raise toast(say(language_of_request(request), "need_video"))
+        raise toast(say(language, "need_video"), language)
     try:
         found = check(video)
     except InputError as error:
-        raise toast(str(error)) from None
+        raise toast(str(error), language) from None
     kind = {0: "good", 4: "bad"}.get(found.exit_code, "")
     return "".join(panels.note(sentence, kind) for sentence in found.sentences)

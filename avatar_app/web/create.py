@@ -17,6 +17,7 @@ from avatar_app.estimate import expected_memory, expected_seconds
 from avatar_app.jobs import Job
 from avatar_app.pipeline import best_device
 from avatar_app.settings import PRESETS, STYLES, RenderSettings
+from avatar_app.subtitles import FORMATS, load_subtitles
 from avatar_app.web import panels
 from avatar_app.web.site import (
     AUDIO_SUFFIXES,
@@ -30,6 +31,7 @@ from avatar_app.web.site import (
     toast,
 )
 from avatar_app.web.texts import lasting, say, word
+from talkshow_bridge.errors import InputError
 
 POLL = 1.0  # s
 SHOWN_AGAIN = 3600.0  # s after its end for which a video is still on the screen when the page is opened anew
@@ -67,6 +69,9 @@ class CreatePage:
         with gr.Row(elem_id="samples", visible=bool(files)):
             gr.Markdown(word("samples"))
             self.samples = [(gr.Button(file.stem.capitalize(), size="sm", min_width=80), file) for file in files]
+        with gr.Accordion(word("subtitles"), open=False, elem_id="subtitles"):
+            looks = {"type": "filepath", "height": 90, "elem_classes": "small-file"}
+            self.subtitles = gr.File(file_types=list(FORMATS), label=word("subtitles_label"), **looks)
         _heading("presenter")
         self.anchor = panels.anchor_picker(first, panels.picker_cards(anchors), elem_id="anchor")
         _heading("quality")
@@ -97,32 +102,37 @@ class CreatePage:
 
     def _wire(self) -> None:
         performance = [self.preset, self.style, self.energy, self.seed, self.label]
-        chosen = [self.speech, self.anchor, *performance]
+        chosen = [self.speech, self.subtitles, self.anchor, *performance]
         self.view = [self.player, self.status, self.results, self.takes, self.generate, self.stop, self.new, self.timer]
         self.view += [self.current, self.picked, self.seen]
         memory = [self.current, self.picked, self.seen]
 
         self.generate.click(self._generate, [*chosen, *memory], self.view, **QUIET, concurrency_limit=4)
-        self.preview.click(self._preview, [*chosen, self.count, *memory], self.view, **QUIET, concurrency_limit=4)
+        inputs = [self.speech, self.anchor, *performance, self.count, *memory]
+        self.preview.click(self._preview, inputs, self.view, **QUIET, concurrency_limit=4)
         self.stop.click(self._stop, memory, self.view, **QUICK)
         self.new.click(self._new, memory, self.view, **QUICK)
         self.timer.tick(self._refresh, memory, self.view, **QUICK)
-        self.filled = [self.speech, self.anchor, *performance]
+        self.filled = chosen
         for panel in (self.status, self.results, self.takes):
             panel.act(self._act, memory, [*self.view, *self.filled], **QUIET)
         for button, file in self.samples:
             button.click(lambda file=str(file): file, None, self.speech, **QUICK)
         for changed in (self.speech.change, self.anchor.input):
             changed(self._describe, [self.speech, self.anchor, *memory], [self.preset, *self.view], **QUIET)
+        self.subtitles.upload(_check_subtitles, self.subtitles, None, **QUIET)
         for changed in (self.style.input, self.energy.release, self.seed.input, self.speech.upload):
             changed(self._unpick, memory, self.view, **QUICK)
 
     # What the buttons do
 
-    def _generate(self, speech, anchor, preset, style, energy, seed, label, current, picked, seen, request: gr.Request):
-        settings, take = _chosen(anchor, preset, style, energy, seed, label), self.site.find(picked, request)
+    def _generate(
+        self, speech, subtitles, anchor, preset, style, energy, seed, label, current, picked, seen, request: gr.Request
+    ):
+        settings = _chosen(anchor, preset, style, energy, seed, label, language_of_request(request))
+        take = self.site.find(picked, request)
         if take is None or take.motion is None:
-            id = self.site.submit(request, speech, settings)
+            id = self.site.submit(request, speech, settings, subtitles=subtitles)
         else:
             settings = replace(
                 settings,
@@ -130,13 +140,14 @@ class CreatePage:
                 gesture_energy=take.settings.gesture_energy,
                 seed=take.settings.seed,
             )
-            id = self.site.submit(request, take.speech, settings, motion=take.motion, name=take.name)
+            given = {"motion": take.motion, "name": take.name, "subtitles": subtitles}
+            id = self.site.submit(request, take.speech, settings, **given)
         return self._view(id, picked, seen, request)
 
     def _preview(
         self, speech, anchor, preset, style, energy, seed, label, count, current, picked, seen, request: gr.Request
     ):
-        settings = _chosen(anchor, preset, style, energy, seed, label)
+        settings = _chosen(anchor, preset, style, energy, seed, label, language_of_request(request))
         for number in range(int(count)):
             self.site.submit(request, speech, replace(settings, seed=(settings.seed + number) % SEEDS), kind="preview")
         return self._view(current, picked, seen, request)
@@ -176,9 +187,9 @@ class CreatePage:
     def fill(self, job: Job) -> tuple:
         """The inputs as they were for a job."""
         settings = job.settings
-        speech = str(_copy_for_page(job.speech, job.name)) if job.speech else None
         return (
-            speech,
+            _copy_for_page(job.speech, job.name),
+            _copy_for_page(job.subtitles, job.name),
             settings.anchor,
             settings.preset,
             settings.style,
@@ -249,16 +260,27 @@ def _heading(key: str) -> None:
     gr.Markdown("### " + word(key), elem_classes="heading")
 
 
-def _chosen(anchor, preset, style, energy, seed, label) -> RenderSettings:
+def _chosen(anchor, preset, style, energy, seed, label, language: str) -> RenderSettings:
     if anchor_of(anchor) is None:
-        raise toast(f"Unknown anchor {str(anchor)[:80]!r}; please choose one of the presenters.")
-    return settings_of(anchor=anchor, preset=preset, style=style, gesture_energy=energy, seed=seed, label=bool(label))
+        sentence = f"Unknown anchor {str(anchor)[:80]!r}; please choose one of the presenters."
+        raise toast(sentence, language)
+    values = {"anchor": anchor, "preset": preset, "style": style, "gesture_energy": energy, "seed": seed}
+    return settings_of(language, **values, label=bool(label))
 
 
-def _copy_for_page(speech: Path, name: str) -> Path:
-    """The speech of a job where the page may read it, under its old name."""
+def _check_subtitles(file: str, request: gr.Request) -> None:
+    try:
+        load_subtitles(file)
+    except InputError as error:
+        raise toast(str(error), language_of_request(request)) from None
+
+
+def _copy_for_page(file: Path | None, name: str) -> str | None:
+    """A file of a job where the page may read it, under its old name."""
     from gradio.processing_utils import save_bytes_to_cache
     from gradio.utils import get_upload_folder
 
+    if file is None:
+        return None
     stem = "".join(letter if letter.isalnum() else "-" for letter in name)[:60] or "speech"
-    return Path(save_bytes_to_cache(speech.read_bytes(), f"{stem}{speech.suffix}", get_upload_folder()))
+    return save_bytes_to_cache(file.read_bytes(), f"{stem}{file.suffix}", get_upload_folder())

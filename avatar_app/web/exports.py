@@ -6,21 +6,27 @@ from pathlib import Path
 
 from avatar_app.files import unfinished
 from avatar_app.jobs import Job
+from avatar_app.jobs.training import sheet
 from avatar_app.video import VideoError, audio_track, run_ffmpeg
 
 GIF_SECONDS, GIF_FPS, GIF_WIDTH = 15, 12, 360
 MOTION_FORMATS = ("motion.bvh", "motion.glb")
+SHEETS = ("body.png", "face.png")  # of a training, as it goes
 # Fragmented mp4 as media source extensions want it: headers first, times without edit lists.
 FRAGMENTS = {"format": "mp4", "movflags": "+empty_moov+default_base_moof+frag_keyframe+negative_cts_offsets"}
 
 
 def export(job: Job, name: str) -> Path | None:
     """The file of a job that goes by this public name, made now if need be; None when there is none."""
+    if job.kind == "train":
+        return sheet(job, Path(name).stem) if name in SHEETS else None
     ready = {
         "video.mp4": job.video,
         "settings.json": job.sidecar,
         "thumbnail.jpg": job.thumbnail,
         "motion.npz": job.motion,
+        "face.jpg": job.comparison,
+        "subtitles.vtt": job.subtitles,
     }
     if name in ready:
         return ready[name]

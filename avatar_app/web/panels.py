@@ -9,16 +9,22 @@ import shlex
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gradio as gr
 
 from avatar_app.anchors import BUNDLED, Anchor
 from avatar_app.jobs import Job
+from avatar_app.jobs.training import scores, sheet
 from avatar_app.settings import RenderSettings
 from avatar_app.web.exports import GIF_SECONDS
-from avatar_app.web.texts import TEXTS, lasting, say
+from avatar_app.web.texts import TEXTS, lasting, say, translated
+
+if TYPE_CHECKING:
+    from avatar_app.training.check import Finding
 
 STAGES = ("speech", "anchor", "motion", "frames")
+TRAINING_STAGES = ("checking", "training", "packing")
 _ACT = """
 element.addEventListener('click', event => {
     const button = event.target.closest('[data-do]');
@@ -83,6 +89,8 @@ def player(job: Job | None, language: str, anchor: str = "") -> str:
         picture = f"<img src='/media/anchors/{_escape(anchor)}/thumbnail.jpg' alt=''>" if anchor else ""
         return f"<div class='screen empty'>{picture}<p>{say(language, 'nothing')}</p></div>"
     words = f"data-stalled='{say(language, 'stalled')}' data-offline='{say(language, 'offline')}'"
+    if job.subtitles:
+        words += f" data-subtitles='{say(language, 'subtitles')}'"
     poster = f"/media/anchors/{_escape(job.settings.anchor or '')}/thumbnail.jpg"
     return f"<live-video class='screen' src='/media/jobs/{job.id}' poster='{poster}' {words}></live-video>"
 
@@ -94,7 +102,8 @@ def status(job: Job, language: str) -> str:
         return note(say(language, "done", length=lasting(language, job.duration), time=took), "good")
     if job.state in ("failed", "cancelled"):
         failed = job.state == "failed"
-        text = say(language, "failed", why=job.error or "") if failed else say(language, "cancelled")
+        why = translated(language, job.error or "")
+        text = say(language, "failed", why=why) if failed else say(language, "cancelled")
         word = say(language, "try_again" if failed else "continue")
         return note(text, "bad" if failed else "") + _button("retry", job.id, word)
     if job.state == "queued":
@@ -105,12 +114,13 @@ def status(job: Job, language: str) -> str:
 
 
 def _stages(job: Job, language: str) -> str:
-    names = list(STAGES) + [name for name in [job.stage] if name and name not in STAGES]
+    names = list(TRAINING_STAGES if job.kind == "train" else STAGES)
+    names += [name for name in [job.stage] if name and name not in names]
     now = names.index(job.stage) if job.stage else 0
     rows = []
     for number, name in enumerate(names):
         state = "done" if number < now else "now" if number == now else "later"
-        share = say(language, "frames_of", done=job.done, total=job.total) if state == "now" and job.total > 1 else ""
+        share = _share(job, language) if state == "now" and job.total > 1 else ""
         text = say(language, f"stage_{name}") if f"stage_{name}" in TEXTS else name
         current = " aria-current='step'" if state == "now" else ""
         rows.append(f"<li class='{state}'{current}>{_escape(text)}<span>{share}</span></li>")
@@ -121,6 +131,14 @@ def _stages(job: Job, language: str) -> str:
     )
     elapsed = say(language, "elapsed", time=lasting(language, time.time() - (job.started or time.time())))
     return f"<ol class='stages'>{''.join(rows)}</ol>{bar}<p class='note'>{elapsed} · {_left(job, language)}</p>"
+
+
+def _share(job: Job, language: str) -> str:
+    """What is done of the stage, in frames, or of a training in time."""
+    done, total = job.done, job.total
+    if job.kind == "train":
+        done, total = lasting(language, done), lasting(language, total)
+    return say(language, "frames_of", done=done, total=total)
 
 
 def _left(job: Job, language: str) -> str:
@@ -136,7 +154,22 @@ def results(job: Job, language: str) -> str:
         return ""
     return (
         f"<section class='results'><h3>{say(language, 'downloads')}</h3>{downloads(job, language)}"
-        f"{_button('again', job.id, say(language, 'again'))}{_report(job, language)}{_repeat(job, language)}</section>"
+        f"{_button('again', job.id, say(language, 'again'))}{comparison(job, language)}"
+        f"{_report(job, language)}{_repeat(job, language)}</section>"
+    )
+
+
+def comparison(job: Job, language: str) -> str:
+    """The face before and after its pass, to be compared with a slider; `player.js` moves it."""
+    if job.comparison is None:
+        return ""
+    picture = f"<img src='/media/jobs/{job.id}/face.jpg' loading='lazy' alt=''>"
+    return (
+        f"<details class='faces'><summary>{say(language, 'compare')}</summary>"
+        f"<figure class='compare'>{picture}{picture}"
+        f"<span>{say(language, 'without_face')}</span><span>{say(language, 'with_face')}</span>"
+        f"<input type='range' min='0' max='100' value='50' aria-label='{say(language, 'compare')}'></figure>"
+        f"<p class='note'>{say(language, 'compare_how')}</p></details>"
     )
 
 
@@ -144,6 +177,8 @@ def downloads(job: Job, language: str) -> str:
     files = {"video.mp4": "d_video", "video.gif": "d_gif", "settings.json": "d_settings"}
     if job.motion:
         files |= {"motion.npz": "d_npz", "motion.bvh": "d_bvh", "motion.glb": "d_glb"}
+    if job.subtitles:
+        files["subtitles.vtt"] = "d_vtt"
     links = []
     for file, text in files.items():
         name = f"{file_name(job)}{Path(file).suffix}"
@@ -181,6 +216,8 @@ def as_command(job: Job) -> str:
         words += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, str(value)]
     if job.motion:
         words += ["--motion", f"{file_name(job)}.npz"]
+    if job.subtitles:
+        words += ["--subtitles", f"{file_name(job)}.vtt"]
     return shlex.join([*words, "--out", f"{file_name(job)}.mp4"])
 
 
@@ -188,12 +225,14 @@ def as_python(job: Job) -> str:
     """The same in Python."""
     options = ", ".join(f"{name}={value!r}" for name, value in _changed(job.settings).items())
     lines = ["from avatar_app import RenderSettings, render"]
-    motion = ""
+    more = ""
     if job.motion:
         lines.append("from talkshow_bridge import Motion")
-        motion = f", motion=Motion.load({file_name(job) + '.npz'!r})"
+        more = f", motion=Motion.load({file_name(job) + '.npz'!r})"
+    if job.subtitles:
+        more += f", subtitles={file_name(job) + '.vtt'!r}"
     lines.append(f"\nsettings = RenderSettings({options})")
-    lines.append(f"render({_speech_name(job)!r}, out={file_name(job) + '.mp4'!r}, settings=settings{motion})")
+    lines.append(f"render({_speech_name(job)!r}, out={file_name(job) + '.mp4'!r}, settings=settings{more})")
     return "\n".join(lines)
 
 
@@ -267,7 +306,7 @@ def history_card(job: Job, anchors: list[Anchor], language: str) -> str:
     if job.state == "running" and job.total > 1:
         progress = f"<div class='bar'><i style='width:{100 * job.done / job.total:.0f}%'></i></div>"
     if job.state == "failed":
-        progress = note(job.error or "", "bad")
+        progress = note(translated(language, job.error or ""), "bad")
     buttons = [_button("open", job.id, say(language, "open"))]
     if job.state == "done":
         name = f"{file_name(job)}.mp4"
@@ -283,7 +322,8 @@ def history_card(job: Job, anchors: list[Anchor], language: str) -> str:
     return (
         f"<article class='job {job.state}'>{picture}<div><h3>{_escape(job.name)}</h3>"
         f"<p class='note'><i class='badge'>{state}</i> {kind} · {facts}<br>{made}</p>{progress}"
-        f"<p class='links'>{''.join(buttons)}</p>{_rerender(job, anchors, language)}</div></article>"
+        f"<p class='links'>{''.join(buttons)}</p>{_rerender(job, anchors, language)}"
+        f"{comparison(job, language)}</div></article>"
     )
 
 
@@ -295,6 +335,40 @@ def _rerender(job: Job, anchors: list[Anchor], language: str) -> str:
     choices = "".join(f"<option value='{anchor.id}'>{_escape(anchor.manifest.name)}</option>" for anchor in others)
     select = f"<select class='press' aria-label='{word}'>{choices}</select>"
     return f"<p class='links'>{_button('rerender', job.id, word)}{select}</p>"
+
+
+def training_card(job: Job, language: str) -> str:
+    """A training: how far it is, pictures that it never saw as they come out now, what can be done with it."""
+    where = note(say(language, "trained", name=job.name), "good") if job.state == "done" else status(job, language)
+    buttons = "" if job.over else _button("stop", job.id, say(language, "stop"))
+    buttons += _button("remove", job.id, say(language, "remove"), say(language, "training_sure"))
+    pictures = [(part, path) for part in ("body", "face") if (path := sheet(job, part))]
+    sheets = "".join(
+        f"<img src='/media/jobs/{job.id}/{part}.png?{path.stat().st_mtime_ns}' alt='{say(language, 'sheet')}'>"
+        for part, path in pictures
+    )
+    told = say(language, "sheet") if sheets else "" if job.over else say(language, "sheet_soon")
+    if known := scores(job):
+        told += say(language, "held_out", now=f"{max(score for _, score in known):.1f}", first=f"{known[0][1]:.1f}")
+    return (
+        f"<article class='training {job.state}'><div><h3>{say(language, 'training_of', name=_escape(job.name))} "
+        f"<i class='badge'>{say(language, f's_{job.state}')}</i></h3>{where}<p class='links'>{buttons}</p></div>"
+        f"<figure>{sheets}<figcaption class='note'>{told}</figcaption></figure></article>"
+    )
+
+
+def findings_table(findings: list[Finding], language: str) -> str:
+    """All that was found in a data set, what is fatal first; a sentence when that is nothing."""
+    if not findings:
+        return note(say(language, "no_findings"), "good")
+    fatal = sum(finding.fatal for finding in findings)
+    rows = "".join(
+        f"<tr class='{'look-here' if one.fatal else ''}'><td>{say(language, 'problem' if one.fatal else 'remark')}</td>"
+        f"<td>{_escape(one.where)}</td><td>{_escape(one.what)}</td></tr>"
+        for one in sorted(findings, key=lambda one: not one.fatal)
+    )
+    verdict = note(say(language, "findings" if fatal else "only_remarks", count=fatal), "bad" if fatal else "good")
+    return f"<div class='quality'><table>{rows}</table></div>{verdict}"
 
 
 def anchor_card(anchor: Anchor, language: str, manage: bool) -> str:

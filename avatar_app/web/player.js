@@ -1,5 +1,6 @@
 /* <live-video src="/media/jobs/ID">: a video that plays while it is made. Finished pieces are appended to a media source
-   as they come, the sound is there from the start; a video that is whole is played as any other. */
+   as they come, the sound is there from the start; a video that is whole is played as any other. Subtitles of the
+   user's are a track of it all the while. */
 (() => {
     const ASK_EVERY = 1000; // ms
     const done = (target, event) => new Promise((resolve) => target.addEventListener(event, resolve, { once: true }));
@@ -18,6 +19,10 @@
                 playsInline: true, poster: this.getAttribute('poster') || '',
             });
             this.hint = Object.assign(document.createElement('p'), { className: 'hint', hidden: true });
+            if (this.dataset.subtitles)
+                this.video.append(Object.assign(document.createElement('track'), {
+                    kind: 'subtitles', label: this.dataset.subtitles, src: `${this.base}/subtitles.vtt`, default: true,
+                }));
             this.append(this.video, this.hint);
             this.video.addEventListener('waiting', () => { if (!this.whole) this.say('stalled'); });
             this.video.addEventListener('playing', () => this.say(''));
@@ -121,5 +126,10 @@
             else if (facts.state === 'done') this.video.addEventListener('ended', () => this.playWhole(), { once: true });
         }
     }
+    /* Before and after: the slider lies over both pictures and moves the border between them. */
+    document.addEventListener('input', (event) => {
+        const figure = event.target.closest && event.target.closest('.compare');
+        if (figure) figure.style.setProperty('--at', `${event.target.value}%`);
+    });
     if (!customElements.get('live-video')) customElements.define('live-video', LiveVideo);
 })();

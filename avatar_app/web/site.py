@@ -11,7 +11,7 @@ import gradio as gr
 from avatar_app.anchors import Anchor, list_anchors
 from avatar_app.jobs import Job, Jobs
 from avatar_app.settings import RenderSettings
-from avatar_app.web.texts import language_of, lasting, say
+from avatar_app.web.texts import language_of, lasting, say, translated
 from talkshow_bridge.audio import stream
 from talkshow_bridge.errors import InputError
 
@@ -40,16 +40,16 @@ class Site:
         """Queues a job for a visitor. Raises gr.Error with a sentence in the visitor's language where it is ours."""
         language, mine = language_of_request(request), owner(request)
         if speech is None and options.get("motion") is None:
-            raise toast(say(language, "need_speech"))
+            raise toast(say(language, "need_speech"), language)
         if speech is not None:
             checked_length(speech, language)
         unfinished = [job for job in self.jobs.list(mine) if not job.over]
         if len(unfinished) >= MAX_UNFINISHED:
-            raise toast(say(language, "too_many", count=len(unfinished)))
+            raise toast(say(language, "too_many", count=len(unfinished)), language)
         try:
             return self.jobs.submit(speech, settings, owner=mine, **options)
         except InputError as error:
-            raise toast(str(error)) from None
+            raise toast(str(error), language) from None
 
 
 def owner(request: gr.Request) -> str:
@@ -61,17 +61,18 @@ def language_of_request(request: gr.Request) -> str:
     return language_of(request.headers.get("accept-language"))
 
 
-def toast(sentence: str) -> gr.Error:
-    """An error that the page shows as a sentence."""
-    return gr.Error(html.escape(sentence, quote=False), title="avatar_app", print_exception=False)
+def toast(sentence: str, language: str = "en") -> gr.Error:
+    """An error that the page shows as a sentence, in this language where the sentence is known."""
+    shown = html.escape(translated(language, sentence), quote=False)
+    return gr.Error(shown, title=say(language, "not_done"), print_exception=False)
 
 
-def settings_of(**values: object) -> RenderSettings:
+def settings_of(language: str = "en", **values: object) -> RenderSettings:
     """RenderSettings from what a visitor chose; a wrong value becomes a sentence."""
     try:
         return RenderSettings(**values)
     except InputError as error:
-        raise toast(str(error)) from None
+        raise toast(str(error), language) from None
 
 
 def checked_length(speech: str | Path, language: str) -> float:
@@ -84,9 +85,9 @@ def checked_length(speech: str | Path, language: str) -> float:
                 if seconds > MAX_SECONDS:
                     break
     except InputError as error:
-        raise toast(str(error)) from None
+        raise toast(str(error), language) from None
     if seconds > MAX_SECONDS:
-        raise toast(say(language, "too_long", limit=lasting(language, MAX_SECONDS)))
+        raise toast(say(language, "too_long", limit=lasting(language, MAX_SECONDS)), language)
     return seconds
 
 

@@ -6,6 +6,8 @@ language that the browser asks for.
 
 from __future__ import annotations
 
+import re
+
 import gradio as gr
 from gradio.i18n import I18nData
 
@@ -20,6 +22,9 @@ TEXTS = {
     "speech": ("Speech", "语音"),
     "speech_label": ("Upload, drop or record", "上传、拖入或录音"),
     "samples": ("Or try a sample:", "或试用示例："),
+    "subtitles": ("Subtitles", "字幕"),
+    "subtitles_label": (".srt or .vtt, if you have them", "如有字幕，请选择 .srt 或 .vtt"),
+    "not_done": ("That did not work", "未能完成"),
     "presenter": ("Presenter", "主播"),
     "quality": ("Quality", "质量"),
     "preset_info": ("Time and memory on this machine", "本机所需的时间和内存"),
@@ -52,7 +57,9 @@ TEXTS = {
     "stage_anchor": ("Checking the presenter", "检查主播"),
     "stage_motion": ("Planning face and gestures", "规划表情和手势"),
     "stage_frames": ("Drawing the frames", "绘制画面"),
-    "stage_finish": ("Joining picture and sound", "合成画面和声音"),
+    "stage_checking": ("Checking and preparing the footage", "检查并准备素材"),
+    "stage_training": ("Training the networks", "训练网络"),
+    "stage_packing": ("Measuring and packing", "评测并打包"),
     "frames_of": ("{done} of {total}", "{done} / {total}"),
     "elapsed": ("{time} so far", "已用 {time}"),
     "left": ("about {time} left", "约剩 {time}"),
@@ -68,6 +75,11 @@ TEXTS = {
     "d_gif": ("GIF, first {count} s", "GIF，前 {count} 秒"),
     "d_settings": ("Settings (json)", "设置 (json)"),
     "d_npz": ("Motion (npz)", "动作 (npz)"), "d_bvh": ("Motion (BVH)", "动作 (BVH)"), "d_glb": ("Motion (GLB)", "动作 (GLB)"),
+    "d_vtt": ("Subtitles (vtt)", "字幕 (vtt)"),
+    "compare": ("The face before and after its pass", "面部增强前后对比"),
+    "without_face": ("without", "增强前"), "with_face": ("with", "增强后"),
+    "compare_how": ("The frame of this video in which the face pass changed most; drag or use the arrow keys.",
+                    "本视频中面部增强变化最大的一帧；可拖动或用方向键。"),
     "report": ("Quality report", "质量报告"),
     "repeat": ("Make it again without the page", "不用网页再做一次"),
     "command": ("Command line", "命令行"),
@@ -125,21 +137,70 @@ TEXTS = {
                 "以上属实；若为真人，其同意出现在合成视频中。"),
     "f_body": ("Body", "人体模型"),
     "import_checkpoint": ("Import the checkpoint", "导入模型"),
-    "train": ("Train one from video", "用视频训练"),
-    "train_how": ("A presenter is trained from footage with `python3 launch.py anchors train --help`; the finished "
-                  "package then appears here.",
-                  "用 `python3 launch.py anchors train --help` 从素材训练主播；完成后会出现在这里。"),
+    "train": ("Train a presenter from footage", "用素材训练主播"),
+    "train_how": ("A data set is a folder with pictures or a video, the tracked motion and the camera (docs/training.md). "
+                  "A training uses the processor for as long as you say; videos take longer meanwhile.",
+                  "数据集是一个包含图片或视频、跟踪动作和相机的文件夹（见 docs/training.md）。训练会在设定的时间内占用处理器，期间生成视频会变慢。"),
+    "f_dataset": ("Data set", "数据集"),
+    "f_dataset_zip": ("or upload one (.zip)", "或上传 (.zip)"),
+    "f_name": ("Name of the presenter", "主播名称"),
+    "f_minutes": ("Minutes of training for each network", "每个网络的训练分钟数"),
+    "f_licence": ("Licence of the result", "成果的许可"),
+    "f_expires": ("Last day of the consent, if any", "授权截止日（如有）"),
+    "start_training": ("Start training", "开始训练"),
+    "training_of": ("Training of {name}", "训练：{name}"),
+    "training_sure": ("Remove this training? What it has learned so far is lost; a finished presenter stays.",
+                      "移除此训练？未完成的成果会丢失；已完成的主播会保留。"),
+    "trained": ("{name} is trained and stands among the presenters.", "{name} 已训练完成，可在主播中选用。"),
+    "training_queued": ("{name} is in training; this page may be closed.", "{name} 已开始训练；可以关闭本页面。"),
+    "sheet": ("Pictures that training never sees: the true one on the left, the painted one on the right.",
+              "训练中未见过的画面：左为真实，右为生成。"),
+    "sheet_soon": ("The first painted pictures come about a minute after the training has begun.", "训练开始约一分钟后会出现首批生成画面。"),
+    "held_out": (" {now} dB by now, {first} dB at first.", " 目前 {now} dB，最初 {first} dB。"),
+    "no_findings": ("Nothing is wrong with this data set.", "此数据集没有问题。"),
+    "only_remarks": ("It can be trained on.", "可以训练。"),
+    "findings": ("{count} problem(s) to be mended before it can be trained on.", "有 {count} 个问题需先解决才能训练。"),
+    "problem": ("problem", "问题"), "remark": ("remark", "备注"),
+    "need_dataset": ("Please choose a data set whose check finds no problems first.", "请先选择一个检查无误的数据集。"),
+    "need_consent": ("Please say who is shown, and that this is true.", "请说明画面中的人是谁，并确认属实。"),
+    "need_day": ("Please write the last day of the consent as 2027-12-31.", "请按 2027-12-31 的格式填写授权截止日。"),
     "check_lead": ("Was this video made by this program, and has it been changed since? The file stays on this machine.",
                    "此视频是否由本程序生成？之后是否被修改？文件只保留在本机。"),
     "check_file": ("Video", "视频"),
     "check_button": ("Check", "检验"),
     "need_video": ("Please choose a video first.", "请先选择视频。"),
-    "server_error": ("Something went wrong on our side; the log of the server tells what. Please try again.",
-                     "服务器出错，详情见服务器日志。请重试。"),
     "stalled": ("waiting for the next seconds …", "等待后续画面…"),
     "offline": ("The connection is lost; your video goes on being made. This page returns by itself.",
                 "连接已断开；视频仍在制作。页面会自动恢复。"),
-    "gone_anchor": ("presenter no longer installed", "主播已不存在"),
+}
+# Sentences from below the page that its visitors may come to see; whatever is not among them stays English.
+SENTENCES = {
+    r"'(.+)' is empty \(0 bytes\)\.": "“{0}”是空文件（0 字节）。",
+    r"'(.+)' holds only ([\d.]+) s of audio; at least ([\d.]+) s are needed\.": "“{0}”只有 {1} 秒音频，至少需要 {2} 秒。",
+    r"'(.+)' has no audio track\.": "“{0}”没有音轨。",
+    r"'(.+)' is cut off or damaged, .+": "“{0}”不完整或已损坏，无法读取音频。",
+    r"'(.+)' could not be decoded as audio .+": "“{0}”无法解码为音频。",
+    r"'(.+)' is a playlist, .+": "“{0}”是播放列表，不是录音。",
+    r"The motion lasts ([\d.]+) s but the speech ([\d.]+) s.+": "动作长 {0} 秒，语音长 {1} 秒；请使用为此语音生成的动作。",
+    r"Subtitles are \.srt or \.vtt files, not '(.+)'\.": "字幕须为 .srt 或 .vtt 文件，“{0}”不是。",
+    r"'(.+)' holds no subtitles that can be read\.": "“{0}”中没有可读取的字幕。",
+    r"'(.+)' is not UTF-8 text; .+": "“{0}”不是 UTF-8 文本；请另存为 UTF-8。",
+    r"'(.+)' is too large for subtitles\.": "“{0}”太大，不像字幕文件。",
+    r"All subtitles begin after the end .+": "所有字幕都在语音结束之后；是否属于另一段语音？",
+    r"The disk is full: .+": "磁盘已满：请删除旧视频或腾出空间后重试。",
+    r"The render was broken off (\d+) times .+": "制作在同一处中断了 {0} 次；本机内存可能不足。",
+    r"The render failed on our side; .+": "服务器出错，详情见服务器日志。",
+    r"Unknown anchor '(.+?)'.+": "没有名为“{0}”的主播。",
+    r"Anchor '(.+?)' is (?:damaged|incomplete).+": "主播“{0}”的文件已损坏或不完整。",
+    r"An anchor '(.+?)' exists already.+": "已有名为“{0}”的主播；请先删除它或换一个名称。",
+    r"The consent for anchor '(.+?)' .+": "主播“{0}”的授权记录不允许此用途。",
+    r"'(.+)' is not a readable zip file\.": "“{0}”不是可读取的 zip 文件。",
+    r"'(.+)' is not an anchor package.+": "“{0}”不是主播包。",
+    r"There is a data set '(.+)' already.+": "已有名为“{0}”的数据集；请给 zip 换个名称。",
+    r"'(.+)' cannot be trained on; .+": "数据集“{0}”有问题，无法训练。",
+    r"Please give the presenter a name and a licence\.": "请填写主播名称和许可。",
+    r"A training takes ([\d.]+) to ([\d.]+) minutes.+": "训练时间须为 {0} 至 {1} 分钟。",
+    r"'(.+)' is not a video.*": "“{0}”不是视频。",
 }
 # fmt: on
 
@@ -168,6 +229,15 @@ def language_of(accepted: str | None) -> str:
 def say(language: str, key: str, **values: object) -> str:
     """A text with its blanks filled in."""
     return TEXTS[key][_COLUMNS[language]].format(**values)
+
+
+def translated(language: str, sentence: str) -> str:
+    """A sentence of an InputError in the visitor's language, where it is known."""
+    if language == "zh":
+        for pattern, chinese in SENTENCES.items():
+            if found := re.fullmatch(pattern, sentence, re.DOTALL):
+                return chinese.format(*found.groups())
+    return sentence
 
 
 def lasting(language: str, seconds: float) -> str:
