@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent
 SUPPORTED = ((3, 10), (3, 13))  # first and last Python that every pinned package has a wheel for
 CHILD_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # idle OpenMP threads must not spin: decoder, numba and ffmpeg share the cores
+    "OPENBLAS_NUM_THREADS": "1",  # nor those of numpy, whose matrices are too small to share
     "HF_HUB_OFFLINE": "1",  # all weights are local; nothing is fetched and nobody is told
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",

@@ -24,6 +24,7 @@ from avatar_app.licences import require_commercial
 from avatar_app.mesh.body import check_expression_space
 from avatar_app.settings import RenderSettings
 from avatar_app.sidecar import ingredients, peak_memory, write_sidecar
+from avatar_app.stages import begun
 from avatar_app.stopwatch import Stopwatch
 from avatar_app.subtitles import Subtitles, load_subtitles
 from avatar_app.trust import credentials
@@ -115,6 +116,8 @@ def render(
     with folder_for(out, work) as folder:
         kept = WorkFolder(folder, made_of, id)
         mark, trust = marker(settings, kept.id), trust_facts(settings, kept.id, made_of, presenter.manifest.consent)
+        with clock("loading"):
+            painters = None if preview else begin_loading(presenter, options, settings.seed, device, kept)
         with clock("motion"):
             report("motion", 0, 1)
             if motion is None:
@@ -134,9 +137,7 @@ def render(
                 pictures = preview_frames(presenter, motion, begin, clock)
             else:
                 compare = FaceComparison(folder / FACE_COMPARISON, fps, mark)
-                pictures = presenter_frames(
-                    presenter, motion, begin, options, settings.seed, device, clock, kept, compare
-                )
+                pictures = presenter_frames(presenter, motion, begin, painters, clock, kept, compare)
             for frames, vertices in pictures:
                 with clock("trust"):
                     frames = mark(frames)
@@ -261,33 +262,43 @@ def preview_frames(
                 yield frames[skip:], vertices[skip:]
 
 
+def begin_loading(anchor: Anchor, options: Preset, seed: int, device: str, kept: WorkFolder) -> Callable[[], tuple]:
+    """Loads the networks while other work goes on. What is returned waits for them.
+
+    They are a `FrameGenerator` and what repaints faces: a `FaceEnhancer`, a `FaceInpainter` or None."""
+    from avatar_app.diffusion.face import FaceEnhancer
+    from avatar_app.diffusion.generator import FrameGenerator, plans_for
+    from avatar_app.diffusion.inpainting import FaceInpainter
+    from avatar_app.diffusion.planner import Plan
+
+    kept_plans = kept.plan(lambda: plans_for(anchor, options, device))
+    plans = {part: Plan.from_dict(plan) for part, plan in kept_plans.items()}
+
+    def load() -> tuple:
+        generator = FrameGenerator(anchor, options, device, seed=seed, plan=plans["body"])
+        generator.prepare()
+        face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
+        return generator, face_pass(anchor, options, device, seed=seed, plan=plans["face"]) if "face" in plans else None
+
+    return begun(load)
+
+
 def presenter_frames(
     anchor: Anchor,
     motion: Motion,
     begin: int,
-    options: Preset,
-    seed: int,
-    device: str,
+    painters: Callable[[], tuple],
     clock: Stopwatch,
     kept: WorkFolder,
     compare: FaceComparison,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pictures of the presenter from frame `begin` on, with their posed vertices, a few at a time.
 
+    painters: of `begin_loading`.
     Yields frames (n, height, width, 3) uint8 RGB and vertices (n, V, 3) in metres; n is the generator's choice.
     """
     with clock("loading"):
-        from avatar_app.diffusion.face import FaceEnhancer
-        from avatar_app.diffusion.generator import FrameGenerator, plans_for
-        from avatar_app.diffusion.inpainting import FaceInpainter
-        from avatar_app.diffusion.planner import Plan
-
-        kept_plans = kept.plan(lambda: plans_for(anchor, options, device))
-        plans = {part: Plan.from_dict(plan) for part, plan in kept_plans.items()}
-        generator = FrameGenerator(anchor, options, device, seed=seed, plan=plans["body"])
-        face_pass = FaceEnhancer if anchor.manifest.kind == "native" else FaceInpainter
-        enhancer = face_pass(anchor, options, device, seed=seed, plan=plans["face"]) if "face" in plans else None
-
+        generator, enhancer = painters()
     drawn: deque[np.ndarray] = deque()  # vertices of frames that the generator still holds
 
     def posed(first: int) -> Iterator[np.ndarray]:
@@ -313,6 +324,8 @@ def presenter_frames(
                     compare.look(done - len(frames), before, frames)
                 else:
                     enhancer.skip(vertices)
+            kept.replan("face", enhancer.plan.to_dict())
+        kept.replan("body", generator.plan.to_dict())
         if done > begin:
             yield frames[skip:], vertices[skip:]
 

@@ -34,6 +34,14 @@ def each(work: Callable, *items: Iterable) -> list:
     return [future.result() for future in futures]
 
 
+def begun(work: Callable[[], Item]) -> Callable[[], Item]:
+    """Starts work() in a thread of its own; what is returned waits for its result or raises its error."""
+    pool = ThreadPoolExecutor(1, "begun")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future.result
+
+
 def ahead(items: Iterable[Item], size: int) -> Iterator[Item]:
     """The same items, made by a thread of their own up to `size` ahead of their use.
 

@@ -50,6 +50,11 @@ class WorkFolder:
             self._note(plan=make())
         return self._begun["plan"]
 
+    def replan(self, part: str, plan: dict) -> None:
+        """What a part of the plan, "body" or "face", has become since memory ran out."""
+        if self._begun["plan"][part] != plan:
+            self._note(plan=self._begun["plan"] | {part: plan})
+
     @property
     def planned(self) -> dict | None:
         """The kept plan, None where none was needed."""

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from torch.nn import functional
 
 from avatar_app.anchors import Anchor
 from avatar_app.diffusion import face as face_pass
 from avatar_app.diffusion.denoise import guide, overlapped_denoise, seeded_noise, singly, stream_denoise
-from avatar_app.diffusion.frames import soft_surroundings
+from avatar_app.diffusion.frames import coarse_surroundings, soft_surroundings
 from avatar_app.diffusion.generator import ConditionBuffer, FrameGenerator, batches
 from avatar_app.diffusion.windows import compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import render_conditions
@@ -257,6 +258,16 @@ def test_static_background_is_kept_away_from_the_body(tiny_anchor, maps):
     plate = np.broadcast_to(tiny_anchor.background, frames.shape)
     assert (share == 0).any() and np.array_equal(frames[share == 0], plate[share == 0])
     assert close(frames[share == 1], free[share == 1])
+
+
+def test_surroundings_are_pooled_masks():
+    mask = torch.from_numpy((np.random.default_rng(0).random((2, 250, 130)) > 0.9995).astype(np.float32))
+    coarse = functional.max_pool2d(mask[:, None], 4, ceil_mode=True)
+    coarse = functional.max_pool2d(coarse, 9, 1, 4)  # margin 2, fade 1
+    for _ in range(2):
+        coarse = functional.avg_pool2d(functional.pad(coarse, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    assert 0.1 < coarse.mean() < 0.9
+    torch.testing.assert_close(coarse_surroundings(mask), coarse[:, 0])
 
 
 def test_options_that_make_no_sense_are_refused(tiny_anchor):

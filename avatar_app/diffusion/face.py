@@ -75,6 +75,11 @@ class FaceEnhancer:
             each(put_in, batch, faces, maps)
         return np.concatenate([frames, result], axis=2) if before else result
 
+    @property
+    def plan(self) -> Plan:
+        """How much is painted at once: what was given, or less since memory ran out."""
+        return self._careful.plan
+
     def skip(self, vertices: np.ndarray) -> None:
         """Pass over frames that are painted already: their head's way is followed, so that the next ones fit on."""
         self._track.follow(head_squares(self._body, vertices, self._camera))
@@ -97,7 +102,7 @@ class Careful:
     """Calls that paint pictures, as many at a time as the plan says and fewer from where memory runs out."""
 
     def __init__(self, painter, plan: Plan):
-        self._painter, self._plan = painter, plan
+        self._painter, self.plan = painter, plan
 
     def __call__(self, paint: Callable, *inputs: np.ndarray) -> np.ndarray:
         """paint(*inputs), which has a picture for each row of the inputs."""
@@ -107,8 +112,8 @@ class Careful:
             return paint(*(rows[now] for rows in inputs))
 
         done = []
-        for pictures, plan in in_parts(part, len(inputs[0]), "frames", self._plan, self._painter.device):
-            self._plan = plan
+        for pictures, plan in in_parts(part, len(inputs[0]), "frames", self.plan, self._painter.device):
+            self.plan = plan
             done.append(pictures)
         return np.concatenate(done)
 

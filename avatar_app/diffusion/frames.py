@@ -55,20 +55,49 @@ def soft_surroundings(mask: Tensor) -> Tensor:
 def coarse_surroundings(mask: Tensor) -> Tensor:
     """`soft_surroundings` at a quarter of the size along each side, (n, ceil(height / 4), ceil(width / 4))."""
     coarse = functional.max_pool2d(mask[:, None].float(), CELL, ceil_mode=True)
-    return spread(coarse[:, 0], mask.shape[1])
+    coarse = coarse[:, 0].contiguous().numpy()
+    for one in coarse:
+        spread(one, mask.shape[1])
+    return torch.from_numpy(coarse)
 
 
-def spread(coarse: Tensor, height: int) -> Tensor:
-    """Coarse masks (n, rows, columns) of pictures that are `height` pixels high -> `coarse_surroundings`."""
+def spread(coarse: np.ndarray, height: int) -> None:
+    """A coarse mask (rows, columns) float32 of a picture `height` pixels high becomes its `coarse_surroundings`."""
     margin = max(1, round(0.04 * height / CELL))
     fade = max(1, margin // 2)
     reach = margin + 2 * fade
-    coarse = functional.max_pool2d(coarse[:, None], (2 * reach + 1, 1), 1, (reach, 0))
-    coarse = functional.max_pool2d(coarse, (1, 2 * reach + 1), 1, (0, reach))
-    for _ in range(2):
-        padded = functional.pad(coarse, (fade, fade, fade, fade), mode="replicate")
-        coarse = functional.avg_pool2d(padded, 2 * fade + 1, 1)
-    return coarse[:, 0]
+    for lines in (coarse, coarse.T):
+        _widen(lines, reach)
+    for lines in (coarse, coarse.T) * 2:
+        _smooth(lines, fade)
+
+
+@numba.njit(nogil=True, cache=True)
+def _widen(lines, reach):
+    """Each value of each line becomes the largest within `reach` places."""
+    rows, columns = lines.shape
+    line = np.empty(columns, lines.dtype)
+    for row in range(rows):
+        line[:] = lines[row]
+        for x in range(columns):
+            largest = line[x]
+            for k in range(max(x - reach, 0), min(x + reach + 1, columns)):
+                largest = max(largest, line[k])
+            lines[row, x] = largest
+
+
+@numba.njit(nogil=True, cache=True)
+def _smooth(lines, reach):
+    """Each value of each line becomes the mean within `reach` places; the ends go on for ever."""
+    rows, columns = lines.shape
+    line = np.empty(columns, lines.dtype)
+    for row in range(rows):
+        line[:] = lines[row]
+        for x in range(columns):
+            total = np.float32(0)
+            for k in range(x - reach, x + reach + 1):
+                total += line[min(max(k, 0), columns - 1)]
+            lines[row, x] = total / np.float32(2 * reach + 1)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -43,13 +43,18 @@ class FrameGenerator:
         self._options = options = Preset.from_options(preset_options)
         self._device, self._seed = torch.device(device), seed
         plan = plan or plan_for(anchor, options, device, dtype)
-        self._plan = replace(plan, dtype=dtype or plan.dtype)
-        self._painter = _painter_of(anchor)(anchor, "body", options, self._device, self._plan.dtype, self._plan.offload)
+        self.plan = replace(plan, dtype=dtype or plan.dtype)  # becomes smaller when memory runs out
+        self._painter = _painter_of(anchor)(anchor, "body", options, self._device, self.plan.dtype, self.plan.offload)
         if compiled:
             self._painter.compile()
         self._anchor, self._plate = anchor, NO_PLATE
         if anchor.manifest.static_background and anchor.background is not None:
             self._plate = anchor.background.astype(np.float32)
+
+    def prepare(self) -> None:
+        """Loads and compiles what the first frames need; other work may go on meanwhile."""
+        if self._painter.draws:
+            self._painter.prepare()
 
     def frames(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Chunks of any size -> uint8 RGB frames (n, height, width, 3), in order, a few at a time.
@@ -72,7 +77,7 @@ class FrameGenerator:
         scheduler.set_timesteps(options.steps)
         predict = partial(self._predict, conditions)
         windows = painter.windows(conditions.available, options)
-        for frames, latents in stream_denoise(predict, scheduler, noise, windows, self._plan.windows):
+        for frames, latents in stream_denoise(predict, scheduler, noise, windows, self.plan.group):
             yield from self._decode(conditions, frames, latents)
             conditions.forget(frames.stop)
 
@@ -84,7 +89,7 @@ class FrameGenerator:
         """
         period, reach = self._painter.rhythm(self._options)
         end = length - 2 * self._options.window if reach else frame  # whole windows must be left for the end
-        together = math.lcm(period * self._plan.windows, BATCH, chunk)
+        together = math.lcm(period * self.plan.group, BATCH, chunk)
         return max(0, min(frame - reach, end)) // together * together
 
     def _predict(
@@ -118,8 +123,8 @@ class FrameGenerator:
             self._painter.offload = plan.offload
             return work(now)
 
-        for result, plan in in_parts(part, count, size, self._plan, self._device):
-            self._plan = plan
+        for result, plan in in_parts(part, count, size, self.plan, self._device):
+            self.plan = plan
             yield result
 
     def _encode(self, chunk: np.ndarray) -> tuple[tuple[int, int], tuple[Tensor, ...]]:

@@ -82,6 +82,11 @@ class FaceInpainter:
             self._enhance_batch(result[batch], vertices[batch], matrices[batch])
         return np.concatenate([frames, result], axis=2) if before else result
 
+    @property
+    def plan(self) -> Plan:
+        """How much is painted at once: what was given, or less since memory ran out."""
+        return self._careful.plan
+
     def skip(self, vertices: np.ndarray) -> None:
         """Pass over frames that are painted already."""
         for points in five_points(self._body, vertices, self._camera):

@@ -27,6 +27,7 @@ from avatar_app.diffusion.lora import merge_lora
 from avatar_app.diffusion.planner import VALUES_PER_LATENT, VALUES_PER_PIXEL, Needs, weight_count
 from avatar_app.diffusion.windows import Available, compat_windows, native_windows, shifted_windows
 from avatar_app.mesh.conditions import render_conditions
+from avatar_app.stages import each
 from avatar_app.weights import read_config
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
@@ -70,6 +71,15 @@ class NativePainter:
             self.networks = EngineNetworks(anchor.file(part), self.together, typical)
         else:
             self._load(anchor.file(part))
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Only where it `draws`: the body at rest goes through all networks, compiled for whole windows."""
+        camera, window = self._anchor.camera, self.options.window if self.together else 1
+        condition, _ = self.draw(self._anchor.body.vertices[None])
+        latents = torch.zeros(window, *self.latent_shape(camera.height, camera.width))
+        clean = self.networks.predict(latents, 999, condition.latent.expand(window, -1, -1, -1), window)
+        self.networks.paint(clean[:1], *condition[self.for_decoder])
 
     def _load(self, folder: Path) -> None:
         from avatar_app.diffusion.attention import FrameCoupling
@@ -131,7 +141,8 @@ class NativePainter:
     def draw(self, vertices: np.ndarray) -> tuple[Condition, Tensor]:
         """Only where it `draws`: posed vertices (n, V, 3) -> what `encode` makes of their maps, and surroundings."""
         condition, coarse = self.networks.draw(self._anchor.body, vertices, self._anchor.camera)
-        return condition, spread(torch.from_numpy(coarse), self._anchor.camera.height)
+        each(lambda one: spread(one, self._anchor.camera.height), coarse)
+        return condition, torch.from_numpy(coarse)
 
     def predict(
         self, latents: Tensor, timestep: Tensor, condition: tuple[Tensor, ...], window: int | None = None

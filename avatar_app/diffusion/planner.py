@@ -36,12 +36,17 @@ class Needs:
 @dataclass(frozen=True)
 class Plan:
     """windows: predicted in one call. frames: decoded in one call. offload: the networks that are not at work wait in
-    main memory."""
+    main memory. group: windows whose turn comes together, whatever becomes of `windows` later; 0 for as many as those.
+    """
 
     windows: int = 1
     frames: int = 4
     dtype: torch.dtype = torch.float32
     offload: bool = False
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.group or self.windows)
 
     def smaller(self, device: torch.device) -> "Plan | None":
         """One notch less memory, the pictures staying as they are; None when there is no notch left."""

@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from avatar_app.mesh.camera import Camera
-from avatar_app.mesh.raster import rasterize, surface_weights, vertex_normals
+from avatar_app.mesh.raster import project, rasterize, surface_weights, turned, vertex_normals
 
 CHANNELS = 10
 NORMAL, REST, UV, PART, INVERSE_DEPTH = slice(0, 3), slice(3, 6), slice(6, 8), 8, 9
@@ -61,8 +61,8 @@ class View(NamedTuple):
 def look(body, vertices: np.ndarray, camera: Camera) -> View:
     """One posed body, vertices (V, 3) in metres."""
     vertices = np.ascontiguousarray(vertices, np.float32)
-    points = camera.project(vertices.astype(np.float64))
-    normals = vertex_normals(vertices, body.faces) @ camera.rotation.T.astype(np.float32)
+    points = project(vertices, camera.position, camera.rotation, camera.focal, *camera.center)
+    normals = turned(vertex_normals(vertices, body.faces), camera.rotation.astype(np.float32))
     return View(points, normals, *rasterize(points, body.faces, camera.width, camera.height))
 
 

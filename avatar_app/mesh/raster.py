@@ -31,6 +31,30 @@ def vertex_normals(vertices, faces):
 
 
 @numba.njit(nogil=True, cache=True)
+def project(vertices, position, rotation, focal, center_x, center_y):
+    """`Camera.project` of vertices (V, 3): so small a matrix product costs more in the waiting than in the threads."""
+    points = np.empty(vertices.shape, np.float64)
+    for v in range(vertices.shape[0]):
+        x, y, z = vertices[v, 0] - position[0], vertices[v, 1] - position[1], vertices[v, 2] - position[2]
+        depth = rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2] * z
+        points[v, 0] = (rotation[0, 0] * x + rotation[0, 1] * y + rotation[0, 2] * z) / depth * focal + center_x
+        points[v, 1] = (rotation[1, 0] * x + rotation[1, 1] * y + rotation[1, 2] * z) / depth * focal + center_y
+        points[v, 2] = depth
+    return points
+
+
+@numba.njit(nogil=True, cache=True)
+def turned(directions, rotation):
+    """rotation (3, 3) times each of the directions (V, 3)."""
+    result = np.empty_like(directions)
+    for v in range(directions.shape[0]):
+        x, y, z = directions[v, 0], directions[v, 1], directions[v, 2]
+        for k in range(3):
+            result[v, k] = rotation[k, 0] * x + rotation[k, 1] * y + rotation[k, 2] * z
+    return result
+
+
+@numba.njit(nogil=True, cache=True)
 def surface_weights(points, a, b, c, x, y):
     """Weights of the corners (a, b, c) of a projected triangle in the surface point at the picture position (x, y)."""
     x0, y0, x1, y1, x2, y2 = points[a, 0], points[a, 1], points[b, 0], points[b, 1], points[c, 0], points[c, 1]
