@@ -195,13 +195,15 @@ def test_lag_and_quantiles_are_those_of_the_whole_signal():
     rng = np.random.default_rng(3)
     signal = np.convolve(rng.normal(size=300), np.ones(4) / 4, "same")
     correlation = Correlation()
-    correlation.add(np.roll(signal, 3), signal)
+    for late, now in zip(np.roll(signal, 3), signal, strict=True):
+        correlation.add(late, now)
     lag, agreement = correlation.best()
     assert abs(lag - 3) < 0.2 and agreement > 0.95
     plain = [np.corrcoef(np.roll(signal, 3)[k:], signal[: len(signal) - k])[0, 1] for k in (0, 3, 8)]
     assert np.allclose(correlation.values()[[12, 15, 20]], plain)
     values, histogram = rng.lognormal(0, 1, 2000), Histogram()
-    histogram.add(values)
+    for value in values:
+        histogram.add(value)
     for share in (0.1, 0.5, 0.9):
         assert abs(histogram.quantile(share) / np.quantile(values, share) - 1) < 0.06
     assert Histogram().quantile(0.5) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE
@@ -51,12 +52,33 @@ class FacePlace:
         y = (np.arange(shape[0]) + 0.5) / shape[0] * (bottom - top) + top
         columns = origin[0] + x[None] * self.along[0] - y[:, None] * self.along[1] - 0.5
         rows = origin[1] + x[None] * self.along[1] + y[:, None] * self.along[0] - 0.5
-        columns, rows = np.clip(columns, 0, frame.shape[1] - 1.001), np.clip(rows, 0, frame.shape[0] - 1.001)
-        i, j = rows.astype(int), columns.astype(int)
-        u, v = (rows - i)[..., None].astype(np.float32), (columns - j)[..., None].astype(np.float32)
-        above = frame[i, j] * (1 - v) + frame[i, j + 1] * v
-        below = frame[i + 1, j] * (1 - v) + frame[i + 1, j + 1] * v
-        return above * (1 - u) + below * u
+        picture = np.empty((*shape, 3), np.float32)
+        _interpolate(frame, rows, columns, picture)
+        return picture
+
+
+@numba.njit(nogil=True, cache=True)
+def _interpolate(frame, rows, columns, picture):
+    """picture (..., 3) = the frame at fractional places, at its rim where they are outside."""
+    height, width = frame.shape[:2]
+    for place in np.ndindex(rows.shape):
+        row, column = min(max(rows[place], 0), height - 1.001), min(max(columns[place], 0), width - 1.001)
+        i, j = int(row), int(column)
+        u, v = np.float32(row - i), np.float32(column - j)
+        for colour in range(3):
+            above = frame[i, j, colour] * (1 - v) + frame[i, j + 1, colour] * v
+            below = frame[i + 1, j, colour] * (1 - v) + frame[i + 1, j + 1, colour] * v
+            picture[place][colour] = above * (1 - u) + below * u
+
+
+@dataclass(frozen=True)
+class InPicture:
+    """points: some thousand vertices, (n, 2) pixels. head: whether the whole head is in the picture. hidden: share of
+    the worse hand that is not."""
+
+    points: np.ndarray
+    head: bool
+    hidden: float
 
 
 class BodyMarks:
@@ -72,12 +94,13 @@ class BodyMarks:
         self.eyes = [Mark.mean(np.flatnonzero(weights[:, joint] > 0.5)) for joint in (LEFT_EYE, RIGHT_EYE)]
         self.head = Mark.mean(np.concatenate([eye.index for eye in self.eyes]))  # rigid, whatever the face does
         on_head = weights[:, [HEAD, JAW, LEFT_EYE, RIGHT_EYE]].sum(1) > 0.5
-        self._head_points = _some(np.flatnonzero(on_head), 500)
         self.hands = [
             Mark.mean(_some(np.flatnonzero(weights[:, joints].sum(1) > 0.5), HAND_POINTS)) for joints in HANDS
         ]
         self.lips = _lips(body)
-        self.silhouette = _some(np.arange(len(body.vertices)), MOST_POINTS)
+        silhouette = _some(np.arange(len(body.vertices)), MOST_POINTS)
+        watched = [silhouette, _some(np.flatnonzero(on_head), 500), *(hand.index for hand in self.hands)]
+        self._watched, self._ends = np.concatenate(watched), np.cumsum([len(part) for part in watched])[:-1]
         rest = body.vertices
         self.eye_distance = float(np.linalg.norm(self.eyes[0](rest) - self.eyes[1](rest)))
         self._skull = _near_the_mouth(body) or self.head
@@ -101,22 +124,12 @@ class BodyMarks:
         point = self._camera.project(self._skull(vertices))[:2]
         return point + self._drop * place.size * np.array([-place.along[1], place.along[0]])
 
-    def points(self, vertices: np.ndarray) -> np.ndarray:
-        """Some thousand vertices in the picture, (n, 2) pixels."""
-        return self._camera.project(vertices[self.silhouette])[:, :2]
-
-    def head_inside(self, vertices: np.ndarray) -> bool:
-        """Whether the whole head is in the picture."""
-        return self._outside(vertices[self._head_points]) == 0
-
-    def hidden_hands(self, vertices: np.ndarray) -> float:
-        """Share of the worse hand that is outside the picture."""
-        return max(self._outside(vertices[hand.index]) for hand in self.hands)
-
-    def _outside(self, points: np.ndarray) -> float:
-        """Share of points (n, 3) that are outside the picture."""
-        x, y, _ = self._camera.project(points).T
-        return float(np.mean((x < 0) | (x >= self._camera.width) | (y < 0) | (y >= self._camera.height)))
+    def in_picture(self, vertices: np.ndarray) -> InPicture:
+        points = self._camera.project(vertices[self._watched])[:, :2]
+        x, y = points.T
+        outside = (x < 0) | (x >= self._camera.width) | (y < 0) | (y >= self._camera.height)
+        _, head, *hands = np.split(outside, self._ends)
+        return InPicture(points[: self._ends[0]], not head.any(), max(float(hand.mean()) for hand in hands))
 
 
 def _some(index: np.ndarray, most: int) -> np.ndarray:

@@ -7,6 +7,7 @@ that a render that is resumed measures what an undisturbed one does.
 from __future__ import annotations
 
 import base64
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -45,10 +46,9 @@ class Histogram:
 
     counts: np.ndarray = zeros(PER_DECADE * DECADES + 1, dtype=np.int64)
 
-    def add(self, values: np.ndarray) -> None:
-        with np.errstate(divide="ignore"):
-            place = np.floor(PER_DECADE * np.log10(np.maximum(values, 0) / LOWEST)) + 1
-        np.add.at(self.counts, np.clip(place, 0, len(self.counts) - 1).astype(int), 1)
+    def add(self, value: float) -> None:
+        place = math.floor(PER_DECADE * math.log10(max(value, LOWEST / 10) / LOWEST)) + 1
+        self.counts[min(max(place, 0), len(self.counts) - 1)] += 1
 
     def quantile(self, share: float) -> float:
         """The value that `share` of all values do not exceed; 0 without values."""
@@ -65,16 +65,21 @@ class Correlation:
     sums: np.ndarray = zeros(6, 2 * LAGS + 1)  # n, x, y, xx, yy, xy
     seen: np.ndarray = zeros(1, dtype=np.int64)
 
-    def add(self, x: np.ndarray, y: np.ndarray) -> None:
-        for pair in zip(x, y, strict=True):
-            self.tails = np.roll(self.tails, 1, axis=1)
-            self.tails[:, 0] = pair
-            self.seen += 1
-            (x_now, *_), (y_now, *y_before) = self.tails
-            a = np.concatenate([self.tails[0, :0:-1], np.full(LAGS + 1, x_now)])
-            b = np.concatenate([np.full(LAGS + 1, y_now), y_before])
-            there = np.abs(np.arange(-LAGS, LAGS + 1)) < self.seen
-            self.sums += there * np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+    def add(self, x: float, y: float) -> None:
+        """The signals in the next frame."""
+        self.tails[:, 1:] = self.tails[:, :-1].copy()
+        self.tails[:, 0] = x, y
+        self.seen += 1
+        now = np.empty_like(self.sums)
+        n, a, b, *squares = now
+        n[:] = np.abs(np.arange(-LAGS, LAGS + 1)) < self.seen
+        a[:LAGS], a[LAGS:] = self.tails[0, :0:-1], x
+        b[: LAGS + 1], b[LAGS + 1 :] = y, self.tails[1, 1:]
+        a *= n
+        b *= n
+        for square, one, other in zip(squares, (a, b, a), (a, b, b), strict=True):
+            np.multiply(one, other, out=square)
+        self.sums += now
 
     def values(self) -> np.ndarray:
         """(2 * LAGS + 1,) from lag -LAGS to LAGS; 0 where a signal stands still."""

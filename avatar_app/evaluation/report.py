@@ -14,11 +14,12 @@ import html
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+import numba
 import numpy as np
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.windows import PHASES, native_windows, shifted_windows
-from avatar_app.evaluation.marks import HEAD_AREA, MOUTH_AREA, BodyMarks
+from avatar_app.evaluation.marks import HEAD_AREA, MOUTH_AREA, BodyMarks, InPicture
 from avatar_app.evaluation.observers import Correlation, Histogram, pack, unpack, zeros
 from talkshow_bridge.audio import Speech
 
@@ -97,9 +98,6 @@ class QualityReport:
         self._pause = None if speech is None else pauses(self._level, self._fps)
         together = anchor.manifest.kind != "native" or anchor.manifest.cross_frame_attention
         self._borders = window_borders(options, frames) if options is not None and together else set()
-        self._columns, self._rows = (
-            np.minimum(np.arange(SMALL) * side // SMALL, side - 1) for side in (self._camera.width, self._camera.height)
-        )
         self._parts = {
             "tallies": Tallies(), "sound": Correlation(), "drawn": Correlation(), "flicker": Histogram(),
             "head": Histogram(), "left": Histogram(), "right": Histogram(), "inside": Histogram(),
@@ -134,8 +132,9 @@ class QualityReport:
             index = int(self._now.frames[0])
             self._see_lips(frame, posed, index)
             self._see_movement(posed, index)
-            self._see_picture(frame, posed, index)
-            self._see_head(posed, index)
+            seen = self._marks.in_picture(posed)
+            self._see_picture(frame, seen.points, index)
+            self._see_head(seen, index)
             self._now.frames += 1
             if self._keep is not None and ((index + 1) % self._every == 0 or index + 1 == self._total):
                 self._keep(index + 1, self.state())
@@ -147,13 +146,14 @@ class QualityReport:
         if self._marks.lips is None:
             return
         aperture = self._marks.aperture(vertices)
-        mouth = luma(place.crop(frame, self._marks.mouth(vertices, place), MOUTH_AREA, MOUTH_SHAPE))
+        mouth = np.empty(MOUTH_SHAPE, np.float32)
+        sample_luma(place.crop(frame, self._marks.mouth(vertices, place), MOUTH_AREA, MOUTH_SHAPE), mouth)
         begun = index > now.first[0]
         step = aperture - now.aperture[0] if begun else 0.0
         if begun:
-            self._parts["drawn"].add([np.abs(mouth - now.mouth).mean()], [abs(step)])
+            self._parts["drawn"].add(np.abs(mouth - now.mouth).mean(), abs(step))
         if self._level is not None:
-            self._parts["sound"].add([aperture], [max(self._level[index], SILENT)])
+            self._parts["sound"].add(aperture, max(self._level[index], SILENT))
             kinds = (self._level[index] > SPEAKING, self._pause[index])
             now.lip_path += np.multiply(kinds, abs(step))
             now.lip_frames += np.array(kinds, int)
@@ -178,20 +178,21 @@ class QualityReport:
         if index - now.first[0] >= 3:
             third = points - 3 * now.places[0] + 3 * now.places[1] - now.places[2]
             for name, jerk in zip(("head", "left", "right"), np.linalg.norm(third, axis=1), strict=True):
-                self._parts[name].add(np.array([jerk * self._fps**3]))
+                self._parts[name].add(jerk * self._fps**3)
         now.places = np.stack([points, *now.places[:2]])
 
-    def _see_picture(self, frame: np.ndarray, vertices: np.ndarray, index: int) -> None:
+    def _see_picture(self, frame: np.ndarray, points: np.ndarray, index: int) -> None:
         now = self._now
-        small = luma(frame[self._rows][:, self._columns])
-        person = self._covered(vertices)
+        small = np.empty((SMALL, SMALL), np.float32)
+        sample_luma(frame, small)
+        person = self._covered(points)
         if index > now.first[0]:
-            difference = np.abs(small - now.small)
-            cells = np.arange(SMALL) * CELLS // SMALL
-            background = ~(person | now.person)[cells][:, cells]
+            cell = SMALL // CELLS
+            changes = np.abs(small - now.small).reshape(CELLS, cell, CELLS, cell).mean((1, 3))
+            background = ~(person | now.person)
             if background.mean() > 0.05:
-                self._parts["flicker"].add(difference[background].mean(keepdims=True))
-            self._see_change(float(difference.mean()), index)
+                self._parts["flicker"].add(changes[background].mean())
+            self._see_change(float(changes.mean()), index)
         now.small, now.person = small, person
 
     def _see_change(self, change: float, index: int) -> None:
@@ -201,27 +202,26 @@ class QualityReport:
         if index - now.first[0] >= 3:
             usual = (before + change) / 2
             kind = "border" if index - 1 in self._borders else "inside"
-            self._parts[kind].add(np.array([(middle + 0.05) / (usual + 0.05)]))
+            self._parts[kind].add((middle + 0.05) / (usual + 0.05))
             if middle > JUMP * usual and middle - usual > JUMP_LEAST:
                 remember(now.jumps, now.jump_frames, index - 1)
         now.changes[:] = change, middle
 
-    def _covered(self, vertices: np.ndarray) -> np.ndarray:
+    def _covered(self, points: np.ndarray) -> np.ndarray:
         """Cells (CELLS, CELLS) in which the person may be: from the first to the last one of each row, and around."""
         scale = (CELLS / self._camera.width, CELLS / self._camera.height)
-        x, y = np.floor(self._marks.points(vertices) * scale).astype(int).T
+        x, y = np.floor(points * scale).astype(int).T
         seen = (y >= 0) & (y < CELLS)
         hit = np.zeros((CELLS + 2, CELLS + 2), bool)
         hit[y[seen] + 1, np.clip(x[seen], -1, CELLS) + 1] = True
         filled = np.logical_or.accumulate(hit, 1) & np.logical_or.accumulate(hit[:, ::-1], 1)[:, ::-1]
-        for axis in (0, 1):
-            filled = filled | np.roll(filled, 1, axis) | np.roll(filled, -1, axis)
-        return filled[1:-1, 1:-1]
+        filled = filled[:-2] | filled[1:-1] | filled[2:]
+        return filled[:, :-2] | filled[:, 1:-1] | filled[:, 2:]
 
-    def _see_head(self, vertices: np.ndarray, index: int) -> None:
-        now, inside = self._now, self._marks.head_inside(vertices)
-        now.faces += (inside, inside and self._face_pass)
-        if self._marks.hidden_hands(vertices) > HAND_SHARE:
+    def _see_head(self, seen: InPicture, index: int) -> None:
+        now = self._now
+        now.faces += (seen.head, seen.head and self._face_pass)
+        if seen.hidden > HAND_SHARE:
             remember(now.clipped, now.clipped_frames, index)
 
     def finish(self) -> dict:
@@ -379,10 +379,15 @@ def remember(count: np.ndarray, frames: np.ndarray, index: int) -> None:
     count += 1
 
 
-def luma(picture: np.ndarray) -> np.ndarray:
-    """(..., 3) RGB -> float32 luma (BT.601), without waking other threads for so little."""
-    red, green, blue = (picture[..., k].astype(np.float32) for k in range(3))
-    return 0.299 * red + 0.587 * green + 0.114 * blue
+@numba.njit(nogil=True, cache=True)
+def sample_luma(picture, small):
+    """small = luma (BT.601) of evenly spaced pixels of an RGB picture."""
+    height, width = picture.shape[:2]
+    rows, columns = small.shape
+    for row in range(rows):
+        for column in range(columns):
+            red, green, blue = picture[row * height // rows, column * width // columns]
+            small[row, column] = 0.299 * red + 0.587 * green + 0.114 * blue
 
 
 def loudness(speech: Speech, fps: float, frames: int) -> np.ndarray:
