@@ -118,14 +118,14 @@ def test_owners_take_turns(jobs, speech, settings, monkeypatch):
     take = jobs.submit(speech, settings, "dan", "preview")  # the lanes do not mix
     assert [jobs.get(id, "cid").position for id in cid] == [1, 3, 6]
     assert jobs.get(take, "dan").position == 0 and jobs.get(ann[1], "ann").position == 2
-    waiting = {id: job.position for owner in "ann bob cid".split() for job in jobs.list(owner) for id in [job.id]}
-    order = []
-    while len(order) < 9:
-        jobs.finish(ann[0] if not order else order[-1], "w")
-        order.append(jobs.claim("w"))
-    assert (
-        order == [bob, cid[0], ann[1], cid[1], bob_again, ann[2], cid[2], *ann[3:5]] == sorted(order, key=waiting.get)
-    )
+    expected = [bob, cid[0], ann[1], cid[1], bob_again, ann[2], cid[2], *ann[3:5]]
+    places = {job.id: job.position for owner in ("ann", "bob", "cid") for job in jobs.list(owner)}
+    assert sorted(expected, key=places.get) == expected
+    running = ann[0]
+    for id in expected:
+        jobs.finish(running, "w")
+        running = jobs.claim("w")
+        assert running == id
     late = jobs.submit(speech, settings, "bob")
     assert jobs.get(late, "bob").position == 0
     assert jobs.get(late, "bob").seconds_left == pytest.approx(20, abs=1)  # what runs, then itself

@@ -8,15 +8,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from avatar_app.video import probe
+from tests.server import Server
 from tests.speech import write_speech
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
@@ -25,10 +22,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM, reason="needs a Chromium: install it or name it in CHROMIUM"),
 ]
-ROOT = Path(__file__).parents[1]
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 PATIENCE = 120_000  # ms: workers start, networks load, other people's work goes on
-SERVE = "import sys; from avatar_app.web.app import serve; serve(port=int(sys.argv[1]))"
 
 
 @pytest.fixture(scope="module")
@@ -39,41 +34,6 @@ def home(tmp_path_factory, tiny_anchor):
         shutil.copytree(tiny_anchor.folder, folder / "anchors" / name)
         (folder / "anchors" / name / "anchor.json").write_text(json.dumps(manifest))
     return folder
-
-
-class Server:
-    """The page in a process of its own, which may be stopped and started again."""
-
-    def __init__(self, home: Path):
-        self.home, self.port, self.process = home, free_port(), None
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        places = {"ANCHORS": "anchors", "JOBS": "jobs", "CACHE": "cache"}
-        environment = os.environ | {f"AVATAR_APP_{name}": str(self.home / place) for name, place in places.items()}
-        environment |= {"GRADIO_TEMP_DIR": str(self.home / "gradio"), "PYTHONPATH": str(ROOT)}
-        with open(self.home / "server.log", "ab") as log:
-            command = [sys.executable, "-c", SERVE, str(self.port)]
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            try:
-                return httpx.get(self.url, timeout=20).raise_for_status()
-            except httpx.HTTPError:
-                time.sleep(0.5)
-        raise AssertionError((self.home / "server.log").read_text()[-2000:])
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe_socket:
-        probe_socket.bind(("127.0.0.1", 0))
-        return probe_socket.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,10 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +110,55 @@ def test_a_job_in_this_process_with_its_pieces(jobs, speech, settings):
     worker.do(jobs, take, "cpu", "w")
     again = jobs.get(take, "ann")
     assert again.state == "done" and again.video is None and again.motion.stat().st_size == job.motion.stat().st_size
+
+
+SERVER = """
+import sys
+from avatar_app.jobs import Jobs, Workers
+with Workers(Jobs(sys.argv[1]), ["cpu"]):
+    sys.stdin.read()
+"""
+
+
+def worker_parents(folder: Path) -> list[int]:
+    """The parents of all worker processes of a jobs folder."""
+    parents = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"avatar_app.jobs.worker\0{folder}\0video".encode() in (process / "cmdline").read_bytes():
+                parents.append(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
+        except OSError:  # gone meanwhile
+            continue
+    return parents
+
+
+def wait_until(what, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+def test_of_two_servers_one_works_and_the_other_takes_over_when_it_is_killed(jobs, speech, settings, tmp_path):
+    whole = render(speech, out=tmp_path / "whole.mp4", settings=settings).path.read_bytes()
+    ids = [jobs.submit(speech, settings, "ann") for _ in range(2)]
+    command, root = [sys.executable, "-c", SERVER, str(jobs.folder)], Path(__file__).parents[1]
+    servers = {process.pid: process for process in (subprocess.Popen(command, cwd=root, stdin=-1) for _ in range(2))}
+    try:
+        wait_until(lambda: jobs.get(ids[0], "ann").segments)
+        (first,) = worker_parents(jobs.folder)
+        servers[first].kill()
+        (second,) = set(servers) - {first}
+        wait_until(lambda: worker_parents(jobs.folder) == [second], 30)
+        assert [job.state for job in finish(jobs, ids)] == ["done"] * 2
+        assert worker_parents(jobs.folder) == [second]
+        assert all(jobs.get(id, "ann").video.read_bytes() == whole for id in ids)
+    finally:
+        for server in servers.values():
+            server.stdin.close()
+            server.wait(20)
+    assert worker_parents(jobs.folder) == []
 
 
 def endless(job, device, progress):

@@ -49,9 +49,9 @@ def _from_environment(name: str, default: float) -> float:
     return value
 
 
-def enough_room(folder: Path, limits: Limits) -> bool:
-    """Whether the disk of ``folder`` has more free than must stay free."""
-    return shutil.disk_usage(folder).free > limits.free_gb * GIGABYTE
+def enough_room(folder: Path, limits: Limits, needed: int = 0) -> bool:
+    """Whether the disk of ``folder`` has more free than must stay free, with ``needed`` bytes more on it."""
+    return shutil.disk_usage(folder).free - needed > limits.free_gb * GIGABYTE
 
 
 def size_of(folder: Path) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,9 +44,10 @@ class Workers:
         with Workers(jobs): ...
 
     devices: torch devices, one worker for videos each; None takes every GPU, or the processor. Previews and motions
-    have a worker of their own, so that they need not wait for a long video.
-    The processes start when there is work and end when there has been none for minutes; `<folder>/worker-*.log` keeps
-    what they say.
+    have a worker of their own, so that they need not wait for a long video, and so have trainings.
+    The processes start when there is work and end when there has been none for minutes, or with the server, however
+    that ends; `<folder>/worker-*.log` keeps what they say. Of several servers on one folder one has workers; when it
+    ends, the next one does.
     """
 
     def __init__(self, jobs: Jobs, devices: list[str] | None = None):
@@ -56,7 +59,9 @@ class Workers:
 
     def start(self) -> Workers:
         devices = self._devices or all_devices()
-        self._slots = [Slot("video", device) for device in devices] + [Slot("quick", devices[0])]
+        self._slots = [Slot("video", device) for device in devices] + [
+            Slot(lane, devices[0]) for lane in ("quick", "train")
+        ]
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
         self._thread.start()
@@ -67,12 +72,6 @@ class Workers:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
-        for slot in self._slots:
-            if slot.process is not None:
-                slot.process.kill()  # safe at any moment, and the quickest
-                slot.process.wait()
-                self._jobs.release(slot.name)
-                slot.process = None
 
     def __enter__(self) -> Workers:
         return self.start()
@@ -81,18 +80,43 @@ class Workers:
         self.stop()
 
     def _run(self) -> None:
+        lock = self._turn()
+        if lock is None:
+            return
         swept = -SWEEP
-        while not self._stopping.is_set():
-            try:
-                self._jobs.recover()
-                for slot in self._slots:
-                    self._look_after(slot)
-                if time.monotonic() - swept > SWEEP:
-                    swept = time.monotonic()
-                    self._jobs.sweep()
-            except Exception:  # a full disk, a locked store: the next round may succeed
-                log.exception("looking after the jobs failed")
-            self._stopping.wait(POLL)
+        with closing(lock):
+            while not self._stopping.is_set():
+                try:
+                    self._jobs.recover()
+                    for slot in self._slots:
+                        self._look_after(slot)
+                    if time.monotonic() - swept > SWEEP:
+                        swept = time.monotonic()
+                        self._jobs.sweep()
+                except Exception:  # a full disk, a locked store: the next round may succeed
+                    log.exception("looking after the jobs failed")
+                self._stopping.wait(POLL)
+            for slot in self._slots:
+                self._end(slot)
+
+    def _turn(self) -> sqlite3.Connection | None:
+        """Waits until no other server works on the folder; None when this one is stopped before."""
+        lock = _lock(self._jobs.folder)
+        if lock is None:
+            log.info(
+                "Another server works on the jobs in %s: this one shares its queue, and takes over when it ends.",
+                self._jobs.folder,
+            )
+        while lock is None and not self._stopping.wait(POLL):
+            lock = _lock(self._jobs.folder)
+        return lock
+
+    def _end(self, slot: Slot) -> None:
+        if slot.process is not None:
+            slot.process.kill()  # safe at any moment, and the quickest
+            slot.process.wait()
+            self._jobs.release(slot.name)
+            slot.process = None
 
     def _look_after(self, slot: Slot) -> None:
         if slot.process is not None and slot.process.poll() is not None:
@@ -113,12 +137,23 @@ class Workers:
         with open(path, "ab") as output:
             slot.process = subprocess.Popen(
                 [*module, str(self._jobs.folder), slot.lane, slot.device, slot.name],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closes when this process ends, and the worker with it
                 stdout=output,
                 stderr=output,
                 env=environment,
                 start_new_session=True,  # Ctrl-C is the server's to handle
             )
+
+
+def _lock(folder: Path) -> sqlite3.Connection | None:
+    """A lock that its holder's process loses by ending in whatever way; None while another holds it."""
+    connection = sqlite3.connect(folder / "workers.lock", timeout=0, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        connection.close()
+        return None
+    return connection
 
 
 def all_devices() -> list[str]:

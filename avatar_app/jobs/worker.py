@@ -2,7 +2,8 @@
 
 It may be killed at any moment: what it held is queued again, and the next worker goes on after the last finished piece.
 Beside the render a watchman beats the heart. When the job is taken away (cancelled, deleted, given to another worker)
-or the server is gone, the render stops at its next step, or the process with it after `PATIENCE`.
+the render stops at its next step, or the process with it after `PATIENCE`. The standard input is a pipe from the
+server: it closes when that ends, and so does this process.
 """
 
 from __future__ import annotations
@@ -19,7 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avatar_app.jobs.housekeeping import Limits, enough_room
-from avatar_app.jobs.store import GIVEN_MOTION, LANES, MOTION, NO_ROOM, THUMBNAIL, VIDEO, WORK, Job, Jobs, is_full
+from avatar_app.jobs.store import (
+    COMPARISON,
+    GIVEN_MOTION,
+    LANES,
+    MOTION,
+    NO_ROOM,
+    THUMBNAIL,
+    VIDEO,
+    WORK,
+    Job,
+    Jobs,
+    is_full,
+)
 from avatar_app.jobs.supervisor import DROPPED
 from talkshow_bridge.errors import InputError
 
@@ -28,6 +41,7 @@ if TYPE_CHECKING:
 
 BEAT = 0.5  # s between two signs of life
 PATIENCE = 1.5  # s that a render gets to stop by itself
+TRAINING_PATIENCE = 60.0  # s that a training gets; it saves what it has
 IDLE = 300.0  # s without a job after which the process ends and gives its memory back
 POLL = 0.3  # s between two looks into the queue
 OUR_FAULT = "The render failed on our side; the log of the server tells why."
@@ -42,8 +56,9 @@ class Taken(Exception):
 class Watchman:
     """Beats the heart for one job in a thread, and tells by `taken` or ends the process when it is taken away."""
 
-    def __init__(self, jobs: Jobs, id: str, name: str):
-        self._jobs, self._id, self._name = jobs, id, name
+    def __init__(self, jobs: Jobs, job: Job, name: str):
+        self._jobs, self._id, self._name = jobs, job.id, name
+        self._patience = TRAINING_PATIENCE if job.kind == "train" else PATIENCE
         self.taken = threading.Event()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -57,14 +72,10 @@ class Watchman:
         self._thread.join()
 
     def _watch(self) -> None:
-        parent = os.getppid()
         while not self._over.wait(BEAT):
-            if os.getppid() != parent:
-                self._jobs.release(self._name)
-                os._exit(0)
             if not self._alive():
                 self.taken.set()
-                if not self._over.wait(PATIENCE):
+                if not self._over.wait(self._patience):
                     os._exit(DROPPED)
 
     def _alive(self) -> bool:
@@ -96,9 +107,9 @@ class Progress:
 
 
 def work(jobs: Jobs, lane: str, device: str | None, name: str) -> None:
-    """Does one job after the other until none has come for `IDLE` or the server is gone."""
-    parent, since = os.getppid(), time.monotonic()
-    while os.getppid() == parent and time.monotonic() - since < IDLE:
+    """Does one job after the other until none has come for `IDLE`."""
+    since = time.monotonic()
+    while time.monotonic() - since < IDLE:
         id = jobs.claim(name, lane)
         if id is None:
             time.sleep(POLL)
@@ -113,7 +124,7 @@ def do(jobs: Jobs, id: str, device: str | None, name: str) -> None:
     if job is None:
         return
     error = None
-    with Watchman(jobs, id, name) as watchman:
+    with Watchman(jobs, job, name) as watchman:
         try:
             make(job, device, Progress(jobs, job, name, watchman))
         except Taken:
@@ -136,6 +147,10 @@ def make(job: Job, device: str | None, progress: Progress) -> None:
     from avatar_app.video import write_thumbnail
     from talkshow_bridge.motion import Motion
 
+    if job.kind == "train":
+        from avatar_app.jobs.training import train
+
+        return train(job, device, progress)
     given = Motion.load(path) if (path := job.folder / GIVEN_MOTION).exists() else None
     if job.kind == "motion":
         return make_motion_file(job, given, device, progress)
@@ -148,11 +163,12 @@ def make(job: Job, device: str | None, progress: Progress) -> None:
         preview=job.kind == "preview",
         device=device,
         work=job.folder / WORK,
+        subtitles=job.subtitles,
     )
     write_thumbnail(result.path, job.folder / THUMBNAIL, result.duration / 3)
-    made = job.folder / WORK / MOTION
-    if made.exists():
-        shutil.copyfile(made, job.folder / MOTION)
+    for name in (MOTION, COMPARISON):
+        if (made := job.folder / WORK / name).exists():
+            shutil.copyfile(made, job.folder / name)
 
 
 def make_motion_file(job: Job, given: Motion | None, device: str | None, progress: Progress) -> None:
@@ -173,6 +189,16 @@ def make_motion_file(job: Job, given: Motion | None, device: str | None, progres
     progress("motion", 1, 1)
 
 
+def end_with_server(jobs: Jobs, name: str) -> None:
+    """Waits for the end of the standard input, then gives the job back and ends the process."""
+    while os.read(0, 4096):  # without `sys.stdin`, whose lock a forked process would wait for
+        pass
+    try:
+        jobs.release(name)
+    finally:
+        os._exit(0)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="avatar_app.jobs.worker", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
@@ -182,7 +208,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     device = None if options.device == "auto" else options.device
-    work(Jobs(options.folder, Limits.from_environment()), options.lane, device, options.name)
+    jobs = Jobs(options.folder, Limits.from_environment())
+    threading.Thread(target=end_with_server, args=(jobs, options.name), daemon=True).start()
+    work(jobs, options.lane, device, options.name)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ itself, others send the cookies of their first answer along.
 from __future__ import annotations
 
 import asyncio
-import os
+import secrets
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -189,6 +188,6 @@ def _result(job: Job) -> str:
     if job.state != "done":
         raise toast(job.error or f"The job is {job.state}; its file exists once it is done.")
     source = job.motion if job.kind == "motion" else job.video
-    os.makedirs(get_upload_folder(), exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=get_upload_folder()))
+    folder = Path(get_upload_folder()) / secrets.token_urlsafe(18)  # who knows the name may read the file
+    folder.mkdir(parents=True)
     return str(shutil.copyfile(source, folder / f"{panels.file_name(job)}{source.suffix}"))

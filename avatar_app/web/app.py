@@ -16,7 +16,7 @@ from avatar_app.web.check import check_page
 from avatar_app.web.create import QUICK, QUIET, CreatePage, preset_choices
 from avatar_app.web.history import HistoryPage
 from avatar_app.web.presenters import PresentersPage
-from avatar_app.web.server import MAX_UPLOAD, Guard, media_routes
+from avatar_app.web.server import MAX_UPLOAD, Guard, fetch_nothing, media_routes
 from avatar_app.web.site import SAMPLES, Site, language_of_request
 from avatar_app.web.texts import LABELS, word
 from talkshow_bridge.errors import InputError
@@ -60,6 +60,7 @@ log = logging.getLogger(__name__)
 
 def build(site: Site) -> gr.Blocks:
     """The pages, ready to be launched with `options`."""
+    fetch_nothing()
     with gr.Blocks(title="avatar_app", analytics_enabled=False, delete_cache=KEEP_FILES) as page:
         with gr.Row(elem_id="title"):
             gr.HTML("<h1>avatar_app</h1>", padding=False)
@@ -90,8 +91,8 @@ def options(site: Site) -> dict:
         "allowed_paths": [str(SAMPLES)], "footer_links": ["api"], "run_history": False, "ssr_mode": False,
         "enable_monitoring": False, "inbrowser": False, "show_error": True, "mcp_server": True,
         "_frontend": False,  # no test call of its own with a deadline of 3 s, which a busy machine does not meet
-        "app_kwargs": {"middleware": [Middleware(Guard)], "routes": media_routes(site.jobs), "docs_url": None,
-                       "redoc_url": None, "openapi_url": None},
+        "app_kwargs": {"middleware": [Middleware(Guard, local=site.local, limits=site.jobs.limits)],
+                       "routes": media_routes(site.jobs), "docs_url": None, "redoc_url": None, "openapi_url": None},
     }  # fmt: skip
 
 
@@ -116,16 +117,17 @@ def serve(
     alone = not (listen or share)
     site = Site(Jobs(), manage=alone or manage_anchors, local=alone)
     page, host = build(site), "0.0.0.0" if listen else "127.0.0.1"
-    threading.Thread(target=_warm_up, daemon=True).start()
-    with Workers(site.jobs):
-        launch = {"server_name": host, "share": share, "auth": users or None, **options(site)}
-        try:
-            page.launch(server_port=port, **launch)
-        except OSError:
-            if port is None:
-                raise InputError("No free port from 7860 on; please name one with --port.") from None
-            log.warning("Port %s is busy; taking another one.", port)
-            page.launch(server_port=None, **launch)
+    launch = {"server_name": host, "share": share, "auth": users or None, "prevent_thread_lock": True, **options(site)}
+    try:
+        page.launch(server_port=port, **launch)
+    except OSError:
+        if port is None:
+            raise InputError("No free port from 7860 on; please name one with --port.") from None
+        log.warning("Port %s is busy; taking another one.", port)
+        page.launch(server_port=None, **launch)
+    with Workers(site.jobs):  # from here on, so that nothing heavy is imported before the page answers
+        threading.Thread(target=_warm_up, daemon=True).start()
+        page.block_thread()
 
 
 def read_users(text: str) -> list[tuple[str, str]]:

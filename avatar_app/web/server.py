@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import secrets
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from starlette.background import BackgroundTask
+from anyio import CapacityLimiter, to_thread
+from gradio import processing_utils
+from gradio.utils import get_upload_folder
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request, cookie_parser
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from avatar_app.anchors import Anchor, export_anchor, list_anchors
-from avatar_app.jobs import Job, Jobs
+from avatar_app.anchors import MANIFEST, Anchor, export_anchor, list_anchors
+from avatar_app.jobs import Job, Jobs, Limits
+from avatar_app.jobs.housekeeping import enough_room
+from avatar_app.jobs.store import NO_ROOM
 from avatar_app.web import exports
 from talkshow_bridge.errors import InputError
 
@@ -39,6 +48,13 @@ SECURITY_HEADERS = {
     "cross-origin-resource-policy": "same-origin",
 }
 ANCHOR_FILES = ("thumbnail.jpg", "sample.mp4", "card.md")
+OWN_NAMES = {"localhost", "127.0.0.1", "::1"}
+SHUT = re.compile(  # what gradio would do, but this page does not need
+    r"(/gradio_api)?/(file=https?:|proxy=|process_recording|component_server|custom_component|stream/|deep_link|dev/"
+    r"|monitoring|profiling|run-history|(undo-)?vibe-)",
+    re.IGNORECASE,
+)
+EXPORTS_AT_ONCE = 2
 
 
 class Guard:
@@ -48,37 +64,71 @@ class Guard:
     asks for a password (None before the login), otherwise a random word in a cookie that scripts cannot read.
     """
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
+    def __init__(self, app: ASGIApp, local: bool = False, limits: Limits | None = None):
+        """local: for this machine alone, so that another name in the address, while nobody is asked for a password,
+        means that a stranger's page has had its own name lead here.   limits: what uploads must leave free."""
+        self._app, self._local, self._limits = app, local, limits or Limits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        cookies = cookie_parser(Headers(scope=scope).get("cookie", ""))
-        owner, fresh = _owner(scope["app"], cookies)
+        headers = Headers(scope=scope)
+        owner, fresh = _owner(scope["app"], cookie_parser(headers.get("cookie", "")))
         scope.setdefault("state", {})["owner"] = owner
-        limit = MAX_UPLOAD if scope["path"].rstrip("/").endswith("/upload") else MAX_REQUEST
-        size = Headers(scope=scope).get("content-length", "0")
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
+                answer = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
+                    answer.setdefault(name, value)
                 if fresh:
                     secure = "; Secure" if scope["scheme"] == "https" else ""
                     cookie = f"{OWNER_COOKIE}={owner}; Path=/; Max-Age={YEAR}; HttpOnly; SameSite=Lax{secure}"
-                    headers.append("set-cookie", cookie)
+                    answer.append("set-cookie", cookie)
             await send(message)
 
-        refusal = None
-        if not size.isdecimal() or int(size) > limit:
-            refusal = PlainTextResponse(f"A request may bring {limit // 2**20} MB at most.", status_code=413)
-        elif owner is None and "/mcp" in scope["path"]:  # the one door that gradio leaves open
-            refusal = PlainTextResponse("Please log in first.", status_code=401)
+        upload = scope["path"].rstrip("/").endswith("/upload")
+        limit = MAX_UPLOAD if upload else MAX_REQUEST
+        refusal = self._refusal(scope, headers, owner, limit) or (self._full(headers, limit) if upload else None)
         if refusal is not None:
-            return await refusal(scope, receive, send_guarded)
-        await self._app(scope, _bounded(receive, limit), send_guarded)
+            return await PlainTextResponse(refusal[1], status_code=refusal[0])(scope, receive, send_guarded)
+        await self._app(scope, _bounded(receive, limit, upload), send_guarded)
+
+    def _refusal(self, scope: Scope, headers: Headers, owner: str | None, limit: int) -> tuple[int, str] | None:
+        """Status and sentence for a request that goes no further."""
+        if self._local and getattr(scope["app"], "auth", None) is None and _name(headers) not in OWN_NAMES:
+            return (
+                403,
+                "This page answers to 127.0.0.1 only; under other names it needs a password: --auth USER:PASSWORD.",
+            )
+        if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return 403, "Requests from other pages are refused."
+        if SHUT.match(scope["path"]):
+            return 404, "There is no such page."
+        size = headers.get("content-length", "0")
+        if not size.isdecimal() or int(size) > limit:
+            return 413, _too_large(limit)
+        if owner is None and "/mcp" in scope["path"]:  # the one door that gradio leaves open
+            return 401, "Please log in first."
+        return None
+
+    def _full(self, headers: Headers, limit: int) -> tuple[int, str] | None:
+        folder = get_upload_folder()
+        os.makedirs(folder, exist_ok=True)
+        size = int(headers.get("content-length", limit))
+        return None if enough_room(Path(folder), self._limits, size) else (507, NO_ROOM)
+
+
+def _name(headers: Headers) -> str | None:
+    """Of the server as the visitor calls it."""
+    try:
+        return urlsplit(f"//{headers.get('host', '')}").hostname
+    except ValueError:
+        return None
+
+
+def _too_large(limit: int) -> str:
+    return f"The maximum allowed size of a request is {limit // 2**20} MB."
 
 
 def _owner(app, cookies: dict[str, str]) -> tuple[str | None, bool]:
@@ -91,8 +141,9 @@ def _owner(app, cookies: dict[str, str]) -> tuple[str | None, bool]:
     return (word, False) if OWNER.fullmatch(word) else (secrets.token_urlsafe(24), True)
 
 
-def _bounded(receive: Receive, limit: int) -> Receive:
-    """A body without an honest length is cut off at the limit, too."""
+def _bounded(receive: Receive, limit: int, upload: bool) -> Receive:
+    """A body without an honest length is cut off at the limit, too. Of an upload that ends early nothing stays on the
+    disk: gradio removes its file for one kind of error only."""
     taken = 0
 
     async def receive_bounded() -> Message:
@@ -100,18 +151,31 @@ def _bounded(receive: Receive, limit: int) -> Receive:
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > limit:
-            raise HTTPException(413, f"A request may bring {limit // 2**20} MB at most.")
+            raise MultiPartException(_too_large(limit)) if upload else HTTPException(413, _too_large(limit))
+        if upload and message["type"] == "http.disconnect":
+            raise MultiPartException("The upload was broken off.")
         return message
 
     return receive_bounded
 
 
+def fetch_nothing() -> None:
+    """gradio downloads a file that is given as an address; this server asks no other."""
+
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise InputError("Please upload the file itself: addresses are not fetched.")
+
+    processing_utils.async_ssrf_protected_download = refuse
+
+
 def media_routes(jobs: Jobs) -> list[Route]:
     """Files of a visitor's own jobs, and pictures of the anchors. No path in them ever comes from the request."""
+    made = partial(to_thread.run_sync, limiter=CapacityLimiter(EXPORTS_AT_ONCE))
+    packed = partial(to_thread.run_sync, limiter=CapacityLimiter(1))
 
-    def job_file(request: Request) -> Response:
-        job = _own_job(jobs, request)
-        return _file(_told(exports.export, job, request.path_params["file"]), private=True)
+    async def job_file(request: Request) -> Response:
+        job = await to_thread.run_sync(_own_job, jobs, request)
+        return _file(await made(_told, exports.export, job, request.path_params["file"]), private=True)
 
     def live_state(request: Request) -> Response:
         job = _own_job(jobs, request)
@@ -129,12 +193,11 @@ def media_routes(jobs: Jobs) -> list[Route]:
         anchor, name = _anchor(request.path_params["id"]), request.path_params["file"]
         return _file(anchor.folder / name if name in ANCHOR_FILES else None)
 
-    def anchor_package(request: Request) -> Response:
+    async def anchor_package(request: Request) -> Response:
         _logged_in(request)
-        anchor = _anchor(request.path_params["id"])
-        package = jobs.folder / f".package-{secrets.token_hex(8)}.zip"
-        _told(export_anchor, anchor, package)
-        return FileResponse(package, filename=f"{anchor.id}.zip", background=BackgroundTask(package.unlink))
+        anchor = await to_thread.run_sync(_anchor, request.path_params["id"])
+        path = await packed(_told, _package, anchor, jobs.folder)
+        return FileResponse(path, filename=f"{anchor.id}.zip")
 
     return [
         Route("/media/jobs/{id}/live.json", live_state),
@@ -161,6 +224,16 @@ def _anchor(id: str) -> Anchor:
     if found is None:
         raise HTTPException(404, "There is no such anchor.")
     return found
+
+
+def _package(anchor: Anchor, folder: Path) -> Path:
+    """The zip of an anchor as it is now; `Jobs.sweep` removes it when it has not been asked for in a while."""
+    state = hashlib.sha256((anchor.folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    path = folder / f".package-{anchor.id}-{state}.zip"
+    if path.exists():
+        os.utime(path)
+        return path
+    return export_anchor(anchor, path)
 
 
 def _told(work: Callable, *arguments, status: int = 400):
