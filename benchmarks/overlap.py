@@ -17,10 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from avatar_app.anchors import Preset, load_anchor
-from avatar_app.diffusion.frames import person_mask
 from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.windows import native_windows
-from avatar_app.mesh.conditions import render_conditions
+from avatar_app.mesh.conditions import look
 from talkshow_bridge import MotionGenerator
 
 FRAMES = 300
@@ -28,7 +27,7 @@ VARIANTS = {
     "overlap 16/4": {"window": 16, "overlap": 4},
     "no overlap 16/0": {"window": 16, "overlap": 0},
     "shifted 16": {"window": 16, "overlap": 0, "windows": "shifted"},
-    "all frames at once": {"window": 256, "overlap": 0},
+    "windows of 256": {"window": 256, "overlap": 0},
 }
 STEPS = 4  # with a single step there is nothing to average over
 
@@ -38,19 +37,15 @@ def make(name: str, speech: str, anchor_name: str, out: Path) -> None:
     anchor = load_anchor(anchor_name)
     options = Preset.from_options({"steps": STEPS, "face": False, **VARIANTS[name]})
     motion = MotionGenerator.from_pretrained().generate(speech, fps=anchor.manifest.fps)[:FRAMES]
-    masks = []
-
-    def conditions():
-        for n in range(len(motion)):
-            maps = render_conditions(anchor.body, anchor.body.pose(motion[n : n + 1]).vertices, anchor.camera)
-            masks.append(person_mask(maps)[0].astype(bool))
-            yield maps
-
+    vertices = anchor.vertices(motion)
+    masks = np.array([look(anchor.body, posed, anchor.camera).face >= 0 for posed in vertices])
+    generator = FrameGenerator(anchor, options)
+    generator.prepare()
     began = time.process_time()
-    frames = np.concatenate(list(FrameGenerator(anchor, options).frames(conditions())))
+    frames = np.concatenate(list(generator.frames(iter([vertices]))))
     spent = time.process_time() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    np.savez(out, frames=frames, masks=np.array(masks), spent=spent, peak=peak)
+    np.savez(out, frames=frames, masks=masks, spent=spent, peak=peak)
 
 
 def main(speech: str, anchor: str = "adam") -> None:

@@ -25,11 +25,12 @@ from avatar_app.trust.consent import Consent, require_consent
 from talkshow_bridge.errors import InputError
 
 log = logging.getLogger(__name__)
-DRAFT = {"steps": 1, "guidance": 1.0, "window": 16, "overlap": 4, "face": False, "int8": True}
+DRAFT = {"steps": 1, "guidance": 1.0, "window": 16, "overlap": 0, "face": False, "int8": True}
+STANDARD = DRAFT | {"overlap": 4, "face": True}
 PRESETS = {
     "draft": DRAFT,
-    "standard": DRAFT | {"face": True},
-    "best": DRAFT | {"steps": 4, "face": True, "int8": False},
+    "standard": STANDARD,
+    "best": STANDARD | {"steps": 4, "int8": False},
 }
 SAMPLE_SECONDS = 5.0
 SAMPLE_CRF = 23
