@@ -29,7 +29,7 @@ from avatar_app.anchors import Anchor, list_anchors, load_anchor
 from avatar_app.bench import sample_files
 from avatar_app.diffusion.engine import EngineNetworks
 from avatar_app.diffusion.features import Condition
-from avatar_app.diffusion.frames import coarse_surroundings, person_mask
+from avatar_app.diffusion.frames import coarse_surroundings, composed, person_mask, to_bytes_range
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.diffusion.painters import typical_maps
 from avatar_app.mesh.conditions import render_conditions
@@ -78,6 +78,7 @@ def main() -> None:
         measure(anchor, networks, clock, arguments.rounds)
     for stage in ("skinning", "rasteriser"):
         print(f"{stage:10} {clock.median(stage):6.1f} ms")
+    print(f"drawn      {clock.median('drawn'):6.1f} ms: rasteriser and condition in one, in 8 bits")
     for stage in ("condition", "unet", "decoder"):
         plain, *fast = (clock.median(f"{kind} {stage}") for kind in KINDS)
         ratios = ", ".join(f"{kind} {ms:.1f} ms ({plain / ms:.1f} x)" for kind, ms in zip(KINDS[1:], fast, strict=True))
@@ -97,6 +98,9 @@ def measure(anchor: Anchor, folder: Path, clock: CpuClock, rounds: int) -> None:
             vertices = anchor.vertices(motion[number * WINDOW : (number + 1) * WINDOW])
         with clock("rasteriser"):
             maps = render_conditions(anchor.body, vertices, anchor.camera)
+        with clock("drawn"):
+            for n in range(0, WINDOW, BATCH):
+                networks[-1].draw(anchor.body, vertices[n : n + BATCH], anchor.camera)
         boxes += [box_share(seen) for seen in coarse_surroundings(torch.from_numpy(person_mask(maps))) > 0]
         for kind, network in zip(KINDS, networks, strict=True):
             window(network, np.split(maps, WINDOW // BATCH), partial(clock_stage, clock, kind))
@@ -110,24 +114,26 @@ def window(networks, chunks: list[np.ndarray], clock) -> None:
     with clock("condition"):
         conditions = [networks.condition(chunk) for chunk in chunks]
     with clock("unet"):
-        latents = [networks.predict(noise, 999, condition, 1) for condition in conditions]
+        latents = [networks.predict(noise, 999, condition.latent, 1) for condition in conditions]
     with clock("decoder"):
         for clean, condition in zip(latents, conditions, strict=True):
-            networks.decode(clean, condition)
+            networks.paint(clean, condition.detail, condition.base)
 
 
 class PlainNetworks:
     """`NativeNetworks` with the calls of `EngineNetworks`."""
 
     def __init__(self, networks: NativeNetworks):
-        self._networks = networks
-        self.latent_shape, self.decode = networks.latent_shape, networks.decode
+        self._networks, self.latent_shape = networks, networks.latent_shape
 
     def condition(self, maps: np.ndarray) -> Condition:
         return self._networks.condition(torch.from_numpy(maps).permute(0, 3, 1, 2))
 
-    def predict(self, latents: torch.Tensor, timestep: int, condition: Condition, window: int) -> torch.Tensor:
-        return self._networks.predict(latents, timestep, condition)
+    def predict(self, latents: torch.Tensor, timestep: int, condition: torch.Tensor, window: int) -> torch.Tensor:
+        return self._networks.predict(latents, timestep, Condition(condition, None, None))
+
+    def paint(self, latents: torch.Tensor, detail: torch.Tensor, base: torch.Tensor) -> np.ndarray:
+        return composed(to_bytes_range(self._networks.decode(latents, Condition(None, detail, base))))
 
 
 def clock_stage(clock: CpuClock, kind: str, stage: str):
