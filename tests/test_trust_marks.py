@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from scipy.ndimage import minimum_filter
 
@@ -204,6 +205,19 @@ def test_signed_by_others(video, tmp_path, monkeypatch):
     assert not (tmp_path / "other").exists()  # looking makes no key
 
 
+def test_a_certificate_of_our_number_is_not_ours(films, tmp_path, monkeypatch):
+    number = credentials.identity().leaf.serial_number
+    with monkeypatch.context() as forger:
+        forger.setattr(x509, "random_serial_number", lambda: number)
+        forger.setenv("AVATAR_APP_KEYS", str(tmp_path / "forger"))
+        copy = shutil.copy(films[0], tmp_path / "copy.mp4")
+        credentials.sign(copy, {})
+        assert credentials.read(copy).own
+    signed = credentials.read(copy)
+    assert signed.state == "valid" and not signed.own
+    assert "somebody unknown" in verify.check(copy).sentences[0]
+
+
 def test_not_signed_or_not_a_video(frames, marked, tmp_path, capsys):
     path = tmp_path / "written.mp4"
     bench._after(marked[:8], 25, 20, "null", tmp_path)
@@ -212,7 +226,7 @@ def test_not_signed_or_not_a_video(frames, marked, tmp_path, capsys):
     claims = {"watermark": "f" * 16, "anchor": {"id": "a"}}
     credentials.sign(path, claims)
     contradiction = verify.check(path)
-    assert contradiction.exit_code == 4 and "different videos" in contradiction.sentences[-1]
+    assert contradiction.exit_code == 4 and "different videos" in contradiction.sentences[0]
     for name, content in (("x.mp4", b""), ("y.mp4", b"no video" * 99)):
         (tmp_path / name).write_bytes(content)
         assert main(["verify", str(tmp_path / name)]) == 2
@@ -242,9 +256,13 @@ def test_a_certificate_of_ones_own(video, tmp_path, monkeypatch):
     copy = shutil.copy(video, tmp_path / "copy.mp4")
     credentials.sign(copy, {"id": "again"})
     signed = credentials.read(copy)
-    assert signed.own and signed.state == "valid" and signed.facts == {"id": "again"}
+    assert signed.own and signed.state == "trusted" and signed.facts == {"id": "again"}
+    monkeypatch.delenv("AVATAR_APP_CERTIFICATE")
+    monkeypatch.delenv("AVATAR_APP_CERTIFICATE_KEY")
+    assert credentials.read(copy).state == "valid" and not credentials.read(copy).own
     monkeypatch.setenv("AVATAR_APP_TRUSTED", str(pem))
-    assert credentials.read(copy).state == "trusted"
+    assert credentials.read(copy).state == "trusted" and not credentials.read(copy).own
+    monkeypatch.setenv("AVATAR_APP_CERTIFICATE", str(pem))
     monkeypatch.setenv("AVATAR_APP_CERTIFICATE_KEY", str(credentials.key_folder() / "signing.pem"))
     with pytest.raises(InputError, match="does not belong to the key"):
         credentials.check_ready()

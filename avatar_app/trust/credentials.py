@@ -300,10 +300,10 @@ def _identity(chain: bytes, key: bytes, local: bool) -> Identity:
 
 
 def _settings() -> dict:
-    """C2PA's: offline; trusted are our own certificate's root and the PEM file in AVATAR_APP_TRUSTED."""
-    roots = []
-    with contextlib.suppress(OSError):
-        roots.append((key_folder() / "signing.pem").read_bytes().partition(b"-----END PRIVATE KEY-----")[2])
+    """C2PA's: offline; trusted are who issued our own certificate and the PEM file in AVATAR_APP_TRUSTED."""
+    own, roots = _own(), []
+    if own is not None:
+        roots.append(own.chain)
     if extra := os.environ.get("AVATAR_APP_TRUSTED"):
         try:
             roots.append(Path(extra).expanduser().read_bytes())
@@ -348,17 +348,18 @@ def _statement(store: dict, video: Path) -> Statement:
     created = next((action for action in actions if action.get("action") == "c2pa.created"), {})
     signature = manifest.get("signature_info") or {}
     info = (manifest.get("claim_generator_info") or [{}])[0]
-    failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
-    codes = {entry["code"] for entry in failures} - {"signingCredential.untrusted"}
+    results, own = store.get("validation_results", {}).get("activeManifest", {}), _own()
+    codes = {entry["code"] for entry in results.get("failure", [])} - {"signingCredential.untrusted"}
     if not codes and SEAL_LABEL in assertions and not is_whole(video, str(assertions[SEAL_LABEL].get("key"))):
         codes = {"seal.mismatch"}
     problems = tuple(sorted(codes))
+    trusted = any(entry["code"] == "signingCredential.trusted" for entry in results.get("success", []))
     state = str(store.get("validation_state", "Invalid")).lower()
     return Statement(
         "invalid" if problems else state,
         problems,
         str(signature.get("issuer") or signature.get("common_name") or "somebody unnamed"),
-        signature.get("cert_serial_number") == _own_serial(),
+        trusted and own is not None and signature.get("cert_serial_number") == str(own.leaf.serial_number),
         " ".join(str(info[part]) for part in ("name", "version") if info.get(part)),
         str(created.get("when") or ""),
         any(str(action.get("digitalSourceType", "")).endswith("lgorithmicMedia") for action in actions),
@@ -372,11 +373,11 @@ def has_identity() -> bool:
     return any(map(os.environ.get, configured)) or (key_folder() / "signing.pem").exists()
 
 
-def _own_serial() -> str | None:
+def _own() -> Identity | None:
     """None while this installation has not signed anything: checking a file makes no key."""
     if has_identity():
         with contextlib.suppress(InputError):
-            return str(identity().leaf.serial_number)
+            return identity()
     return None
 
 

@@ -15,13 +15,13 @@ from talkshow_bridge.errors import InputError
 AUTHENTIC, NOTHING_SIGNED, ALTERED = 0, 3, 4  # exit codes of `launch.py verify`
 
 _REASONS = {
-    "expired": "the certificate had expired",
-    "revoked": "the certificate was revoked",
-    "Hash.mismatch": "the content is not what was signed",
-    "hashedURI.mismatch": "the statement itself was changed",
-    "seal": "bytes beside pictures, sound and statement were changed, added or cut off",
+    "expired": "the signer's certificate had expired",
+    "revoked": "the signer's certificate was revoked",
+    "Hash.mismatch": "pictures or sound are not what was signed",
+    "hashedURI.mismatch": "the signed statement was changed",
+    "seal": "bytes beside pictures and sound were changed, added or cut off",
     "claimSignature": "the signature is not right",
-    "signingCredential": "the certificate is not one for content credentials",
+    "signingCredential": "the signer's certificate is not one for videos",
 }
 
 
@@ -29,7 +29,8 @@ _REASONS = {
 class Verdict:
     """signed: the credentials, None when there are none that could be read.   watermark: 16 hex digits or None.
     altered: True or False as the credentials tell, None without any.   synthetic: something says that it is generated.
-    sentences: all of this for people.   exit_code: 0 signed and unaltered, 3 not signed, 4 altered or contradictory.
+    sentences: all of this for people, the verdict first.
+    exit_code: 0 signed and unaltered, 3 not signed, 4 altered or contradictory.
     """
 
     signed: Statement | None
@@ -59,47 +60,60 @@ def check(video: str | os.PathLike[str]) -> Verdict:
     claimed = signed.facts.get("watermark") if signed else None
     contradictory = bool(mark and claimed and claimed != mark)
     altered = None if signed is None else signed.state == "invalid"
-    sentences = [missing] if missing else _about_signature(signed)
-    sentences += _about_mark(mark, claimed, signed)
     code = NOTHING_SIGNED if signed is None else ALTERED if altered or contradictory else AUTHENTIC
     synthetic = bool(mark or (signed and signed.generated))
-    return Verdict(signed, mark, altered, synthetic, tuple(sentences), code)
+    details = [missing] if missing else _about_signature(signed)
+    sentences = (_verdict(signed, code, synthetic), *details, _about_mark(mark, claimed, signed))
+    return Verdict(signed, mark, altered, synthetic, sentences, code)
+
+
+def _verdict(signed: Statement | None, code: int, synthetic: bool) -> str:
+    """What somebody needs to know who reads one sentence only."""
+    if code == NOTHING_SIGNED and synthetic:
+        return "This video is AI-generated; nothing tells whether it was altered since."
+    if code == NOTHING_SIGNED:
+        return "Nothing tells where this video comes from: it may be real or AI-generated."
+    if code == ALTERED and signed.state == "invalid":
+        return "Do not rely on this video: it was altered since it was signed."
+    if code == ALTERED:
+        return "Do not rely on this video: its pictures and its signature are of different videos."
+    who = "this installation" if signed.own else signed.signer if signed.state == "trusted" else "somebody unknown"
+    if synthetic:
+        return f"This video is AI-generated, and it was not altered since {who} signed it."
+    return f"This video was not altered since {who} signed it; nothing says that it is AI-generated."
 
 
 def _about_signature(signed: Statement | None) -> list[str]:
     if signed is None:
-        return ["The file carries no content credentials: nobody signed it, or the signature was removed."]
+        return [
+            "Nobody signed it, or the signature was lost, as it is when a video is converted or sent by a messenger."
+        ]
     if signed.state == "invalid" and not signed.signer:
-        return [f"The file carries content credentials that are damaged: {signed.problems[0]}"]
-    who = "by this installation" if signed.own else f"by {signed.signer}"
-    when = f" on {signed.created.replace('T', ' at ').removesuffix('Z')} UTC" if signed.created else ""
-    with_what = f", made with {signed.software}" if signed.software else ""
-    about = [f"Signed {who}{when}{with_what}."]
+        return ["It holds the remains of a signature that cannot be read any more."]
+    who = "by this installation" if signed.own else f"under the name '{signed.signer}'"
+    when = f" on {signed.created[:16].replace('T', ' at ')} UTC" if signed.created else ""
+    about = [f"Signed {who}{when}" + (f", made with {signed.software}." if signed.software else ".")]
     if signed.state == "invalid":
         reasons = dict.fromkeys(
             next((words for part, words in _REASONS.items() if part in problem), problem) for problem in signed.problems
         )
-        about.append(f"It was altered since, or the signature is not right: {', '.join(reasons)}.")
-    else:
-        about.append("It was not altered since.")
+        about.append(f"What is wrong: {', '.join(reasons)}.")
     if signed.state == "valid":
-        about.append("Who that signer is could not be verified: the certificate is not among the trusted ones here.")
-    if signed.generated:
-        about.append("It says that it is a synthetic video.")
+        about.append("Whether that name is true could not be verified: nobody whom this computer trusts vouches for it.")
     anchor, consent = signed.facts.get("anchor"), signed.facts.get("consent")
     if isinstance(anchor, dict) and isinstance(consent, dict):
-        about.append(f"It shows the anchor '{anchor.get('id')}'; consent: {consent.get('summary')}.")
+        about.append(f"It shows the presenter '{anchor.get('id')}'; who is shown: {consent.get('summary')}.")
     return about
 
 
-def _about_mark(mark: str | None, claimed: str | None, signed: Statement | None) -> list[str]:
+def _about_mark(mark: str | None, claimed: str | None, signed: Statement | None) -> str:
     if mark is None and claimed:
-        return [f"The invisible mark {claimed} that it speaks of was not found in the pictures."]
+        return "The invisible mark that it should carry was not found in the pictures; small or poor ones lose it."
     if mark is None:
-        return ["The pictures carry no invisible mark of avatar_app, or none that survived."]
-    said = f"The pictures carry avatar_app's invisible mark {mark}"
+        return "The pictures carry no invisible mark of avatar_app, or none that survived."
     if claimed == mark:
-        return [f"{said}, as the signature says."]
+        return f"The pictures carry the invisible mark of this very video, {mark}."
+    said = f"The pictures carry avatar_app's invisible mark {mark}"
     if claimed:
-        return [f"{said}, but the signature speaks of {claimed}: pictures and signature are of different videos."]
-    return [f"{said}: they were made with it" + (", whatever the signature says." if signed else ".")]
+        return f"{said}, but the signature speaks of {claimed}."
+    return f"{said}: avatar_app made them" + (", whatever the signature says." if signed else ".")

@@ -32,4 +32,4 @@ def _verdict(video: str | None, request: gr.Request) -> str:
     except InputError as error:
         raise toast(str(error), language) from None
     kind = {0: "good", 4: "bad"}.get(found.exit_code, "")
-    return "".join(panels.note(sentence, kind) for sentence in found.sentences)
+    return panels.note(found.sentences[0], kind) + "".join(map(panels.note, found.sentences[1:]))
