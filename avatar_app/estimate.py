@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from avatar_app.anchors import Anchor
 
 REFERENCE_CORES = 2
-REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.07, "standard": 0.11, "best": 0.25}  # a frame, 512x512, 2 cores
+REFERENCE_SECONDS = {"preview": 0.025, "draft": 0.03, "standard": 0.06, "best": 0.17}  # a frame, 512x512, 2 cores
 PLAIN_SECONDS = {"preview": 0.025, "draft": 0.16, "standard": 0.22, "best": 0.36}  # the same without OpenVINO
 FIXED_SECONDS = 6.0  # start, speech, motion and loading
-REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.9e9, "standard": 1.9e9, "best": 2.4e9}  # bytes, native anchors
+REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.4e9, "standard": 1.6e9, "best": 2.1e9}  # bytes, native anchors
 REFERENCE_BITS = 0.1  # a pixel of a frame at crf 18
 AUDIO_BYTES = 24_000  # a second
 LOADED = 1.5e9  # bytes: the program without an anchor's networks
