@@ -90,7 +90,8 @@ def _about_signature(signed: Statement | None) -> list[str]:
         ]
     if signed.state == "invalid" and not signed.signer:
         return ["It holds the remains of a signature that cannot be read any more."]
-    who = "by this installation" if signed.own else f"under the name '{signed.signer}'"
+    sure = f"by {signed.signer}" if signed.state == "trusted" else f"under the name '{signed.signer}'"
+    who = "by this installation" if signed.own else sure
     when = f" on {signed.created[:16].replace('T', ' at ')} UTC" if signed.created else ""
     about = [f"Signed {who}{when}" + (f", made with {signed.software}." if signed.software else ".")]
     if signed.state == "invalid":
@@ -99,7 +100,7 @@ def _about_signature(signed: Statement | None) -> list[str]:
         )
         about.append(f"What is wrong: {', '.join(reasons)}.")
     if signed.state == "valid":
-        about.append("Whether that name is true could not be verified: nobody whom this computer trusts vouches for it.")
+        about.append("Whether that name is true could not be verified: nobody this computer trusts vouches for it.")
     anchor, consent = signed.facts.get("anchor"), signed.facts.get("consent")
     if isinstance(anchor, dict) and isinstance(consent, dict):
         about.append(f"It shows the presenter '{anchor.get('id')}'; who is shown: {consent.get('summary')}.")
