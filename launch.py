@@ -8,6 +8,7 @@ Every later start compares one hash and goes straight on.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -217,20 +218,26 @@ def run_tests(python: Path, arguments: list[str]) -> int:
 def run_audit(python: Path) -> int:
     """Whether the installed packages fit each other and, asking the package index, have known vulnerabilities.
 
-    Without a network that second part is skipped, and said so; 1 only when something was found."""
+    0: all were looked up and nothing is known; 1: something was found; 3: some could not be looked up, and no more is
+    known."""
     unfit = subprocess.call([*pip_command(ROOT), "check"], cwd=ROOT)
     command = [str(python), "-m", "pip_audit", "--no-deps", "--disable-pip", "--progress-spinner", "off",
-               "--timeout", "10", "-r", str(ROOT / "requirements.txt")]  # fmt: skip
+               "--format", "json", "--timeout", "10", "-r", str(ROOT / "requirements.txt")]  # fmt: skip
     try:
-        audit = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    except subprocess.TimeoutExpired:
-        say("audit: the package index does not answer; vulnerabilities were not looked up.")
-        return unfit
-    if audit.returncode and not audit.stdout.strip():
-        say("audit: the package index cannot be asked; vulnerabilities were not looked up.")
-        return unfit
-    print(audit.stdout.strip() or audit.stderr.strip())
-    return unfit or audit.returncode
+        told = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        packages = json.loads(told)["dependencies"]
+    except (subprocess.TimeoutExpired, ValueError):
+        say("audit: the package index cannot be asked; NO package was looked up.")
+        return 1 if unfit else 3
+    unknown = [package["name"] for package in packages if "skip_reason" in package]
+    found = [(package, flaw) for package in packages for flaw in package.get("vulns", [])]
+    for package, flaw in found:
+        mended = f", mended in {flaw['fix_versions'][0]}" if flaw["fix_versions"] else ", not mended yet"
+        print(f"{package['name']} {package['version']}: {flaw['id']}{mended}")
+    say(f"audit: {len(packages) - len(unknown)} of {len(packages)} packages looked up, {len(found)} known flaws.")
+    if unknown:
+        say(f"audit: the package index does not know, or does not tell about: {', '.join(unknown)}.")
+    return 1 if unfit or found else 3 if unknown else 0
 
 
 def become(python: Path, arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """launch.py in a checkout of its own, with one tiny local wheel as its only requirement."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -124,18 +125,24 @@ def test_unsupported_python_is_named(monkeypatch):
         launch.base_python()
 
 
-def test_audit_never_fails_for_want_of_a_network(monkeypatch, capsys):
-    """pip_audit's answers: findings on stdout and 1; nothing on stdout and 1 when the index cannot be asked."""
-    said = {"code": 1, "out": ""}
+def test_an_audit_calls_nothing_sound_that_it_did_not_look_up(monkeypatch, capsys):
+    """pip_audit ends with 0 when the index knows none of the packages, and says nothing when there is no index."""
+    audited = {"name": "a", "version": "1", "vulns": []}
+    flawed = {"name": "b", "version": "2", "vulns": [{"id": "PYSEC-1", "fix_versions": ["3"]}]}
+    skipped = {"name": "c", "skip_reason": "not found"}
+    said = {}
     monkeypatch.setattr(launch, "pip_command", lambda root: ["pip"])
     monkeypatch.setattr(launch.subprocess, "call", lambda command, cwd: 0)
     monkeypatch.setattr(
-        launch.subprocess,
-        "run",
-        lambda command, **options: subprocess.CompletedProcess(command, said["code"], said["out"], "no route"),
+        launch.subprocess, "run", lambda command, **options: subprocess.CompletedProcess(command, 0, said["out"], "")
     )
-    assert launch.run_audit(Path(sys.executable)) == 0 and "cannot be asked" in capsys.readouterr().err
-    said["out"] = "Name Version ID Fix"
-    assert launch.run_audit(Path(sys.executable)) == 1 and "Fix" in capsys.readouterr().out
-    said |= {"code": 0, "out": "No known vulnerabilities found"}
-    assert launch.run_audit(Path(sys.executable)) == 0
+    for packages, code, words in (
+        (None, 3, "NO package was looked up"),
+        ([audited, skipped], 3, "does not tell about: c"),
+        ([audited, skipped, flawed], 1, "b 2: PYSEC-1, mended in 3"),
+        ([audited], 0, "1 of 1 packages looked up, 0 known flaws"),
+    ):
+        said["out"] = "" if packages is None else json.dumps({"dependencies": packages, "fixes": []})
+        assert launch.run_audit(Path(sys.executable)) == code
+        told = capsys.readouterr()
+        assert words in told.out + told.err
