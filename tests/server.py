@@ -14,15 +14,15 @@ SERVE = "import sys; from avatar_app.web.app import serve; serve(port=int(sys.ar
 
 
 class Server:
-    """May be stopped, killed and started again. home: has the folders anchors, jobs, cache and gradio."""
+    """May be stopped, killed and started again. home: has the folders anchors, datasets, jobs, cache and gradio."""
 
     def __init__(self, home: Path, script: str = SERVE):
         self.home, self.script, self.port, self.process = home, script, free_port(), None
         self.url = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        places = {"ANCHORS": "anchors", "JOBS": "jobs", "CACHE": "cache"}
-        environment = os.environ | {f"AVATAR_APP_{name}": str(self.home / place) for name, place in places.items()}
+        places = ("anchors", "datasets", "jobs", "cache")
+        environment = os.environ | {f"AVATAR_APP_{name.upper()}": str(self.home / name) for name in places}
         environment |= {"GRADIO_TEMP_DIR": str(self.home / "gradio"), "PYTHONPATH": str(ROOT)}
         with open(self.home / "server.log", "ab") as log:
             command = [sys.executable, "-c", self.script, str(self.port)]

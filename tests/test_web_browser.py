@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (fixtures of other files)
 """The page in a real browser: Chromium driven by Playwright, with workers and the tiny anchor.
 
 Needs `pip install playwright` and a Chromium of the system (or its path in CHROMIUM); skipped without them. The page
@@ -15,6 +16,7 @@ import pytest
 from avatar_app.video import probe
 from tests.server import Server
 from tests.speech import write_speech
+from tests.test_dataset import delivered, wide_camera  # noqa: F401  (fixtures)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -134,6 +136,78 @@ def test_a_video_plays_while_it_is_made_and_survives_a_reload(visit, speech, tmp
     page.click("#results [data-do=again]")
     page.wait_for_selector("#generate:visible")
     assert page.is_checked("input[value=tiny]")
+
+
+def test_subtitles_and_the_face_before_and_after(visit, tmp_path):
+    page = visit()
+    choose(page, write_speech(tmp_path / "short.wav", 1.6), "Standard")
+    page.click("#subtitles button")
+    (tmp_path / "wrong.srt").write_text("nothing of the kind")
+    page.set_input_files("#subtitles input[type=file]", str(tmp_path / "wrong.srt"))
+    page.wait_for_selector(".toast-body:has-text('holds no subtitles')")
+    page.click("#subtitles button[aria-label*='lear'], #subtitles button[aria-label*='emove']")
+    (tmp_path / "words.en.srt").write_text("1\n00:00:00,500 --> 00:00:04,500\nGood <i>evening</i>\n")
+    page.set_input_files("#subtitles input[type=file]", str(tmp_path / "words.en.srt"))
+    page.wait_for_selector("#subtitles :text('words.en')")
+    page.click("#generate")
+    page.wait_for_selector(".results")
+    page.wait_for_function("document.querySelector('live-video video').textTracks[0]?.cues?.length == 1")
+    page.evaluate("document.querySelector('live-video video').currentTime = 1")
+    page.click("#results .faces summary")
+    page.wait_for_function("document.querySelector('#results .compare img').naturalWidth > 30")
+    page.focus("#results .compare input")
+    page.keyboard.press("Home")
+    assert page.evaluate("document.querySelector('.compare').style.getPropertyValue('--at')") == "0%"
+    picture(page, "subtitles", full_page=True)
+    job = page.get_attribute("live-video", "src")
+    for name, begin in (
+        ("video.gif", b"GIF8"), ("motion.npz", b"PK"), ("motion.bvh", b"HIERARCHY"), ("motion.glb", b"glTF"),
+        ("subtitles.vtt", b"WEBVTT"), ("face.jpg", b"\xff\xd8"), ("settings.json", b"{"),
+    ):  # fmt: skip
+        assert page.context.request.get(f"{page.url.rstrip('/')}{job}/{name}").body().startswith(begin), name
+    page.click("button[role=tab]:has-text('History')")
+    page.wait_for_selector(".job .faces")
+
+
+def test_a_presenter_is_trained_from_a_checked_data_set(visit, home, delivered):
+    shutil.copytree(delivered, home / "datasets" / "sound")
+    shutil.copytree(delivered, home / "datasets" / "faulty")
+    (home / "datasets" / "faulty" / "camera.json").unlink()
+    page = visit()
+
+    def open_form():
+        page.click("button[role=tab]:has-text('Presenters')")
+        page.wait_for_selector(".anchor-card")
+        page.click("#train button")
+
+    def take(name):
+        page.click("#dataset input")
+        page.click(f"[role=option]:has-text('{name}')")
+
+    open_form()
+    take("faulty")
+    page.wait_for_selector("#findings tr:has-text('camera.json')")
+    assert page.is_disabled("#start-training")
+    take("sound")
+    page.wait_for_selector("#findings .note.good")
+    page.get_by_label("Name of the presenter").fill("Dora")
+    page.click("#start-training:enabled")
+    page.wait_for_selector(".toast-body:has-text('who is shown')")
+    page.click("#train label:has-text('nobody real')")
+    page.click("#train label:has-text('This is true')")
+    page.click("#start-training")
+    page.wait_for_selector(".training.running .now:has-text('Training')")
+    page.reload()
+    page.wait_for_selector("#preset label:has-text('GB')")
+    open_form()
+    page.wait_for_selector(".training.running")
+    picture(page, "training")
+    page.click(".training [data-do=stop]")
+    page.wait_for_selector(".training.cancelled [data-do=retry]")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(".training [data-do=remove]")
+    page.wait_for_selector(".training", state="detached")
+    assert not list((home / "jobs").glob("*/order.json"))
 
 
 def test_takes_are_compared_and_one_becomes_the_video(visit, speech):

@@ -348,8 +348,8 @@ def training_card(job: Job, language: str) -> str:
         for part, path in pictures
     )
     told = say(language, "sheet") if sheets else "" if job.over else say(language, "sheet_soon")
-    if known := scores(job):
-        told += say(language, "held_out", now=f"{max(score for _, score in known):.1f}", first=f"{known[0][1]:.1f}")
+    if known := [score for _, score in scores(job)]:
+        told += f" {' → '.join(dict.fromkeys(f'{score:.1f}' for score in (known[0], max(known))))} dB."
     return (
         f"<article class='training {job.state}'><div><h3>{say(language, 'training_of', name=_escape(job.name))} "
         f"<i class='badge'>{say(language, f's_{job.state}')}</i></h3>{where}<p class='links'>{buttons}</p></div>"

@@ -156,7 +156,6 @@ TEXTS = {
     "sheet": ("Pictures that training never sees: the true one on the left, the painted one on the right.",
               "训练中未见过的画面：左为真实，右为生成。"),
     "sheet_soon": ("The first painted pictures come about a minute after the training has begun.", "训练开始约一分钟后会出现首批生成画面。"),
-    "held_out": (" {now} dB by now, {first} dB at first.", " 目前 {now} dB，最初 {first} dB。"),
     "no_findings": ("Nothing is wrong with this data set.", "此数据集没有问题。"),
     "only_remarks": ("It can be trained on.", "可以训练。"),
     "findings": ("{count} problem(s) to be mended before it can be trained on.", "有 {count} 个问题需先解决才能训练。"),
