@@ -64,7 +64,7 @@ def add_bench_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--table", choices=(*BENCH_TABLES, "all"), default="presets", help="default: presets")
     group.add_argument("--faces", type=Path, nargs="*", default=[], help="other trained face networks to compare")
     group.add_argument("--features", type=Path, help="transformers vision model for FID and identity, or FVD")
-    group.add_argument("--sheet", type=Path, help="picture of truth, draft and best")
+    group.add_argument("--save", type=Path, metavar="FOLDER", help="videos and a sheet of truth and presets")
 
 
 def bench_anchors(options: argparse.Namespace) -> None:
@@ -90,7 +90,8 @@ def bench_anchors(options: argparse.Namespace) -> None:
             raise InputError(f"Anchor '{anchor.id}' is not of our own kind; there is no held-out clip for it.")
         for held_out, truth in held_out_truths(anchor, footage).items():
             print(f"\n{anchor.id}: {len(truth.pictures)} pictures that training never saw ({held_out})\n")
-            for name, rows in bench_anchor(Bench(anchor, truth, judge), tables, options.faces, options.sheet).items():
+            save = options.save and options.save / f"{anchor.id}-{held_out}"
+            for name, rows in bench_anchor(Bench(anchor, truth, judge), tables, options.faces, save).items():
                 print(as_table(rows, name) + "\n", flush=True)
 
 

@@ -1,15 +1,17 @@
-"""Look at a finished video with somebody else's eyes: MediaPipe's face detector and face mesh.
+"""Look at a finished video with somebody else's eyes: MediaPipe's detectors of faces, face meshes and hands.
 
     pip install mediapipe==0.10.14 imageio-ffmpeg      # in an environment of its own: it needs numpy < 2
-    python benchmarks/face_check.py VIDEO [VIDEO ...]
+    python benchmarks/face_check.py VIDEO [VIDEO ...] [--truth VIDEO]
 
-Prints the share of frames with a detected face and how the opening of the inner lips follows the loudness of the sound
-(Pearson r at lag 0 and at the best lag within 5 frames; a positive lag means that the lips come later).
+Prints the share of frames with a detected face, the mean number of detected hands, the share of the truth's hands that
+are found in the video too (`launch.py bench anchors --save FOLDER` writes such pairs), and how the opening of the inner
+lips follows the loudness of the sound: Pearson r at lag 0 and at the best lag within 5 frames; with a positive lag the
+lips come later.
 """
 
+import argparse
 import re
 import subprocess
-import sys
 
 import imageio_ffmpeg
 import mediapipe
@@ -60,16 +62,42 @@ def correlation(lips: np.ndarray, sound: np.ndarray, lag: int) -> float:
     return float(np.corrcoef(a[good], b[good])[0, 1])
 
 
+def hand_counts(frames: np.ndarray) -> np.ndarray:
+    """(N,) number of hands found in each frame, every frame by itself."""
+    finder = mediapipe.solutions.hands.Hands(static_image_mode=True, max_num_hands=2, min_detection_confidence=0.5)
+    return np.array([len(finder.process(frame).multi_hand_landmarks or ()) for frame in frames])
+
+
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--truth", help="video of the same motion, filmed")
+    options = parser.parse_args()
     detector = mediapipe.solutions.face_detection.FaceDetection(model_selection=1, min_detection_confidence=0.5)
-    print("| video | frames | face found | r at lag 0 | best r | at lag |\n|---|---|---|---|---|---|")
-    for video in sys.argv[1:]:
+    columns = (
+        "video",
+        "frames",
+        "face found",
+        "hands a frame",
+        "of the truth's hands",
+        "r at lag 0",
+        "best r",
+        "at lag",
+    )
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    true_hands = hand_counts(read(options.truth)[0]) if options.truth else None
+    for video in options.videos:
         frames, sound = read(video)
         found = np.mean([bool(detector.process(frame).detections) for frame in frames])
-        lips, energy = lip_opening(frames), loudness(sound, len(frames))
-        scores = {lag: correlation(lips, energy, lag) for lag in range(-MAX_LAG, MAX_LAG + 1)}
-        best = max(scores, key=scores.get)
-        print(f"| {video} | {len(frames)} | {found:.3f} | {scores[0]:.2f} | {scores[best]:.2f} | {best} |", flush=True)
+        hands = hand_counts(frames)
+        kept = "-" if true_hands is None else f"{np.minimum(hands, true_hands).sum() / true_hands.sum():.3f}"
+        row = [video, len(frames), f"{found:.3f}", f"{hands.mean():.2f}", kept, "-", "-", "-"]
+        if len(sound):
+            lips, energy = lip_opening(frames), loudness(sound, len(frames))
+            scores = {lag: correlation(lips, energy, lag) for lag in range(-MAX_LAG, MAX_LAG + 1)}
+            best = max(scores, key=scores.get)
+            row[-3:] = f"{scores[0]:.2f}", f"{scores[best]:.2f}", best
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":

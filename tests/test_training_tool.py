@@ -6,16 +6,19 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.ndimage import shift
 
 from avatar_app import InputError, cli
 from avatar_app.anchors import load_anchor
 from avatar_app.evaluation import truth as truths
+from avatar_app.evaluation.anchor import save_pictures
 from avatar_app.evaluation.landmarks import landmark_distance, measured_points, patch_distance
 from avatar_app.evaluation.metrics import psnr, seam
 from avatar_app.evaluation.truth import Truth, read_truth, write_truth
 from avatar_app.training import batches, build, train
 from avatar_app.training.dataset import Footage
+from avatar_app.training.delivery import read_video
 from avatar_app.training.distil import Distiller, ship
 from avatar_app.training.package import package
 from tests.test_dataset import delivered, wide_camera  # noqa: F401  (fixtures)
@@ -57,6 +60,13 @@ def test_seams_stand_out():
     jumping[6:] += 20
     assert seam(noisy, still, [6]) == pytest.approx(1, abs=0.2) and seam(jumping, still, [6]) > 5
     assert np.isnan(seam(noisy, still, []))
+
+
+def test_measured_pictures_can_be_looked_at(tmp_path):
+    pictures = {name: np.full((6, 16, 32, 3), colour, np.uint8) for name, colour in (("truth", 40), ("draft", 200))}
+    save_pictures(pictures, 30.0, tmp_path / "seen")
+    assert np.abs(np.stack(list(read_video(tmp_path / "seen" / "draft.mp4"))).astype(int) - 200).max() < 4
+    assert Image.open(tmp_path / "seen" / "sheet.png").size == (2 * 32, 4 * 16)
 
 
 def test_a_held_out_clip_survives_its_package(footage, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.windows import native_windows
 from avatar_app.evaluation.landmarks import landmark_distance
 from avatar_app.evaluation.metrics import motion_error, psnr, seam, shimmer, ssim
-from avatar_app.evaluation.truth import Truth
+from avatar_app.evaluation.truth import QUALITIES, Truth, encode
 from avatar_app.mesh.conditions import render_conditions
 from avatar_app.trust.consent import require_consent
 
@@ -60,16 +60,24 @@ class Bench:
         return row | {"CPU s per frame": spent / len(made)}, made
 
 
-def presets(bench: Bench, sheet: Path | None = None) -> dict[str, Row]:
-    """A row for each preset; `sheet` gets truth, draft and best side by side."""
+def presets(bench: Bench, save: Path | None = None) -> dict[str, Row]:
+    """A row for each preset; the folder `save` gets `save_pictures` of them all."""
     rows, pictures = {}, {"truth": bench.truth.pictures}
     for preset in bench.anchor.manifest.presets:
         rows[preset], pictures[preset] = bench.row(preset)
-    if sheet:
-        chosen = np.linspace(0, len(bench.truth.pictures) - 1, 4).astype(int)
-        picture = [np.concatenate([pictures[k][n] for k in ("truth", "draft", "best")], 1) for n in chosen]
-        Image.fromarray(np.concatenate(picture)).save(sheet)
+    if save:
+        save_pictures(pictures, bench.truth.motion.fps, save)
     return rows
+
+
+def save_pictures(pictures: dict[str, np.ndarray], fps: float, folder: Path) -> None:
+    """A nearly lossless NAME.mp4 of each, uint8 RGB (N, h, w, 3), and sheet.png: four moments, all side by side."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, frames in pictures.items():
+        encode(frames, fps, QUALITIES[0], folder / f"{name}.mp4")
+    moments = np.linspace(0, len(frames) - 1, 4).astype(int)
+    rows = [np.concatenate([frames[n] for frames in pictures.values()], 1) for n in moments]
+    Image.fromarray(np.concatenate(rows)).save(folder / "sheet.png")
 
 
 def steps(bench: Bench) -> dict[str, Row]:
@@ -173,12 +181,12 @@ def _shown(value: float) -> str:
 
 
 def bench_anchor(
-    bench: Bench, tables: Sequence[str], others: Sequence[Path] = (), sheet: Path | None = None
+    bench: Bench, tables: Sequence[str], others: Sequence[Path] = (), save: Path | None = None
 ) -> dict[str, dict[str, Row]]:
     """Table -> its rows; see TABLES. Raises InputError when the anchor's consent does not permit rendering."""
     require_consent(bench.anchor, "render")
     make: dict[str, Callable[[], dict[str, Row]]] = {
-        "presets": lambda: presets(bench, sheet),
+        "presets": lambda: presets(bench, save),
         "steps": lambda: steps(bench),
         "face": lambda: faces(bench, others),
     }

@@ -70,7 +70,7 @@ def write_truth(truth: Truth, folder: Path) -> None:
     facts = {"fps": str(motion.fps), "space": motion.expression_space, "consecutive": str(int(truth.consecutive))}
     save_file(arrays, folder / NUMBERS, metadata=facts)
     for quality in QUALITIES:
-        _encode(truth.pictures[:count], motion.fps, quality, folder / PICTURES)
+        encode(truth.pictures[:count], motion.fps, quality, folder / PICTURES)
         if (folder / PICTURES).stat().st_size <= LARGEST:
             return
 
@@ -95,7 +95,8 @@ def read_truth(folder: Path) -> Truth:
 _ARRAYS = {*ROTATION_SHAPES, "expression", "transl", "betas"}
 
 
-def _encode(pictures: np.ndarray, fps: float, quality: int, path: Path) -> None:
+def encode(pictures: np.ndarray, fps: float, quality: int, path: Path) -> None:
+    """uint8 RGB (N, h, w, 3) -> H.264 in RGB; quality: CRF."""
     height, width = pictures.shape[1:3]
     command = [ffmpeg_path(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", f"{width}x{height}", "-framerate", str(Fraction(fps).limit_denominator(1001)), "-i", "pipe:0"]
