@@ -13,6 +13,7 @@ from avatar_app.anchors import Anchor
 from avatar_app.diffusion import engine, graphs
 from avatar_app.diffusion.compact import load_compact, save_compact
 from avatar_app.diffusion.engine import EngineNetworks
+from avatar_app.diffusion.face import FaceEnhancer
 from avatar_app.diffusion.features import WHOLE, condition_features, draw_features
 from avatar_app.diffusion.frames import composed, to_bytes_range
 from avatar_app.diffusion.generator import FrameGenerator
@@ -111,6 +112,14 @@ def test_8_bit_arithmetic_stays_near(tiny_anchor, maps, monkeypatch):
             monkeypatch.setattr("avatar_app.diffusion.painters.typical_maps", lambda anchor: pytest.fail("kept"))
     plain, rounded, again = videos
     assert np.array_equal(rounded, again) and 0 < np.abs(rounded - plain).mean() < 2
+
+
+@needs_openvino
+def test_faces_in_8_bits_stay_near(tiny_anchor, posed):
+    frames = np.full((len(posed), 64, 64, 3), 128, np.uint8)
+    options = (tiny_anchor.preset("standard", {"int8": int8}) for int8 in (False, True))
+    plain, rounded = (FaceEnhancer(tiny_anchor, chosen).enhance(frames, posed).astype(int) for chosen in options)
+    assert (plain != frames).any() and 0 < np.abs(rounded - plain).mean() < 2
 
 
 def test_switch(monkeypatch):

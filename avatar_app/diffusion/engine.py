@@ -63,13 +63,13 @@ def engine_wanted(device: torch.device, dtype: torch.dtype) -> bool:
 class EngineNetworks:
     """Stands in for `NativeNetworks` where nothing is trained, taking and giving torch tensors.
 
-    folder: as `NativeNetworks.save` wrote it. together: the frames of a window see each other. typical: makes condition
-    maps (n, H, W, 10) that are like those to come; with it the networks compute in 8 bits, for which 1e-3 does not hold
-    any more.
+    folder: as `NativeNetworks.save` wrote it. together: the frames of a window see each other. typical: makes what
+    `condition` takes, maps and places that are like those to come; with it the networks compute in 8 bits, for which
+    1e-3 does not hold any more.
     `Condition.detail` and `.base` are kept channels-last, (N, H, W, c). Raises InputError like `NativeNetworks.load`.
     """
 
-    def __init__(self, folder: Path, together: bool, typical: Callable[[], np.ndarray] | None = None):
+    def __init__(self, folder: Path, together: bool, typical: Callable[[], tuple] | None = None):
         self._together, self._rounded = together, typical is not None
         self._autoencoder = read_config(folder / "autoencoder" / "config.json", "an Autoencoder")
         encoder = _encoder_pictures(folder / "condition_encoder")
@@ -88,7 +88,7 @@ class EngineNetworks:
 
     def condition(self, maps: np.ndarray, place: np.ndarray | None = None) -> Condition:
         """Condition maps (N, H, W, 10) float32, place (N, 2, H, W) or None -> what `predict` and `paint` need."""
-        places = [WHOLE] * len(maps) if place is None else np.ascontiguousarray(place.transpose(0, 2, 3, 1))
+        places = _places(maps, place)
 
         def see(n: int, base: np.ndarray) -> np.ndarray:
             features = self._mine("features", maps.shape[1:3], self._blank)
@@ -173,24 +173,24 @@ class EngineNetworks:
         condition_features(maps, WHOLE, self._texture, self._plate, base, features)
         return features, base
 
-    def _graphs_in_8_bits(self, typical: Callable[[], np.ndarray], kept: Path) -> dict:
+    def _graphs_in_8_bits(self, typical: Callable[[], tuple], kept: Path) -> dict:
         """The 8-bit graphs, from disk or, the first time, made from typical maps."""
         try:
             return read_graphs(kept, GRAPHS, "8")
         except RuntimeError:
-            rounded = self._rounded_graphs(typical())
+            rounded = self._rounded_graphs(*typical())
         with contextlib.suppress(OSError):
             keep_graphs(rounded, kept, "8")
         self._compiled.clear()
         self._local = threading.local()
         return rounded
 
-    def _rounded_graphs(self, maps: np.ndarray) -> dict:
+    def _rounded_graphs(self, maps: np.ndarray, place: np.ndarray | None) -> dict:
         """With the ranges that values have on these maps, at the first and at the last step."""
-        features = [self._blank(maps.shape[1:3]) for _ in maps]
-        for picture, out in zip(maps, features, strict=True):
-            condition_features(picture, WHOLE, self._texture, self._plate, np.empty((*picture.shape[:2], 3), "f4"), out)
-        condition, count = self.condition(maps), len(maps)
+        features, base = [self._blank(maps.shape[1:3]) for _ in maps], np.empty((*maps.shape[1:3], 3), np.float32)
+        for *seen, out in zip(maps, _places(maps, place), features, strict=True):
+            condition_features(*seen, self._texture, self._plate, base, out)
+        condition, count = self.condition(maps, place), len(maps)
         noise = seeded_noise(self.latent_shape(*maps.shape[1:3]), 0).repeat(count, 1, 1, 1)
         clean = self.predict(noise, 999, condition.latent, count)
         steps = ((noise, 999), (clean, 0))
@@ -250,6 +250,11 @@ class EngineNetworks:
 def _capabilities() -> tuple[str, ...]:
     """What the CPU computes in by itself, as OpenVINO names it."""
     return tuple(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _places(maps: np.ndarray, place: np.ndarray | None) -> np.ndarray | list[np.ndarray]:
+    """For each of the maps what `condition_features` calls place."""
+    return [WHOLE] * len(maps) if place is None else np.ascontiguousarray(place.transpose(0, 2, 3, 1))
 
 
 def _channels_last(picture: Tensor) -> np.ndarray:

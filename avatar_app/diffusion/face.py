@@ -5,16 +5,18 @@ fit each other to the pixel.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.denoise import overlapped_denoise, seeded_noise
 from avatar_app.diffusion.generator import plan_for
-from avatar_app.diffusion.painters import BATCH, NativePainter
+from avatar_app.diffusion.painters import BATCH, NativePainter, typical_poses
 from avatar_app.diffusion.planner import Plan, in_parts
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
@@ -48,7 +50,8 @@ class FaceEnhancer:
         self._resolution = anchor.manifest.face.resolution
         self._options = Preset.from_options(preset_options)
         plan = plan or plan_for(anchor, self._options, device, dtype, "face")
-        painter = NativePainter(anchor, "face", self._options, torch.device(device), dtype or plan.dtype, plan.offload)
+        where = torch.device(device), dtype or plan.dtype, plan.offload
+        painter = NativePainter(anchor, "face", self._options, *where, partial(typical_heads, anchor))
         self._painter, self._careful = painter, Careful(painter, plan)
         noise = seeded_noise(self._painter.latent_shape(self._resolution, self._resolution), seed)
         self._noise = noise.to(self._painter.device)
@@ -61,18 +64,16 @@ class FaceEnhancer:
         Returns frames of the same shape; with `before` twice as wide, the untouched frame on the left.
         """
         crops = self._track.follow(head_squares(self._body, vertices, self._camera))
-        cameras = [self._camera.crop(*crop, self._resolution) for crop in crops.tolist()]
         result = frames.copy()
         for start in range(0, len(frames), BATCH):
-            batch = range(start, min(start + BATCH, len(frames)))
-            maps = np.concatenate(each(lambda i: render_conditions(self._body, vertices[[i]], cameras[i]), batch))
-            places = np.stack([picture_places(*crops[i], self._resolution, self._camera) for i in batch])
+            batch = slice(start, start + BATCH)
+            maps, places = close_ups(self._body, vertices[batch], self._camera, crops[batch], self._resolution)
             faces = self._careful(self._paint, maps, places)
 
-            def put_in(i: int, picture: np.ndarray, conditions: np.ndarray) -> None:
-                blend(result[i], picture, feathered(self._is_head(conditions)), *crops[i])
+            def put_in(frame: np.ndarray, picture: np.ndarray, conditions: np.ndarray, crop: np.ndarray) -> None:
+                blend(frame, picture, feathered(self._is_head(conditions)), *crop)
 
-            each(put_in, batch, faces, maps)
+            each(put_in, result[batch], faces, maps, crops[batch])
         return np.concatenate([frames, result], axis=2) if before else result
 
     @property
@@ -167,6 +168,25 @@ def head_squares(body: Body, vertices: np.ndarray, camera: Camera) -> np.ndarray
     return np.column_stack([(low + high) / 2, (high - low).max(axis=1)])
 
 
+def close_ups(
+    body: Body, vertices: np.ndarray, camera: Camera, crops: np.ndarray, output: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Condition maps (n, output, output, 10) of crops (n, 3) of the frames of posed vertices, and their places."""
+
+    def draw(posed: np.ndarray, crop: list[int]) -> np.ndarray:
+        return render_conditions(body, posed[None], camera.crop(*crop, output))
+
+    places = np.stack([picture_places(*crop, output, camera) for crop in crops])
+    return np.concatenate(each(draw, vertices, crops.tolist())), places
+
+
+def typical_heads(anchor: Anchor) -> tuple[np.ndarray, np.ndarray]:
+    """`close_ups` of the heads of `typical_poses`."""
+    face, vertices = anchor.manifest.face, typical_poses(anchor)
+    crops = CropTrack(face.margin, anchor.manifest.fps).follow(head_squares(anchor.body, vertices, anchor.camera))
+    return close_ups(anchor.body, vertices, anchor.camera, crops, face.resolution)
+
+
 def picture_places(left: int, top: int, size: int, output: int, camera: Camera) -> np.ndarray:
     """(2, output, output) float32: x and y in the whole picture, -1..1, of the pixels of a crop of it."""
     steps = (np.arange(output, dtype=np.float32) + 0.5) * size / output
@@ -188,10 +208,9 @@ def neck_height(body: Body) -> float:
 def feathered(mask: np.ndarray) -> Tensor:
     """Bool (size, size) -> float32 in [0, 1]: 1 well inside, falling to 0 at the silhouette and the picture's edge."""
     radius = max(1, round(FEATHER * len(mask)))
-    inside = torch.from_numpy(mask).float()[None, None]
-    share = functional.avg_pool2d(inside, (2 * radius + 1, 1), 1, (radius, 0))
-    share = functional.avg_pool2d(share, (1, 2 * radius + 1), 1, (0, radius))  # 0.5 on a straight silhouette
-    return (share * 2 - 1).clamp(min=0)[0, 0] * inside[0, 0]
+    inside = mask.astype(np.float32)
+    share = ndimage.uniform_filter(inside, 2 * radius + 1, mode="constant")  # 0.5 on a straight silhouette
+    return torch.from_numpy(np.maximum(share * 2 - 1, 0) * inside)
 
 
 def blend(frame: np.ndarray, face: np.ndarray, mask: Tensor, left: int, top: int, size: int) -> None:

@@ -37,7 +37,10 @@ LOOKAHEAD = 3  # batches that the CPU engine encodes while the UNet is at work
 
 
 class NativePainter:
-    """The project's own small networks: predict clean latents, decode with the condition at hand."""
+    """The project's own small networks: predict clean latents, decode with the condition at hand.
+
+    typical: makes maps and places as `encode` takes them, like those to come; None for the whole picture.
+    """
 
     truncates = False
     for_unet, for_decoder = slice(0, 1), slice(1, 3)
@@ -50,6 +53,7 @@ class NativePainter:
         device: torch.device,
         dtype: torch.dtype,
         offload: bool = False,
+        typical: Callable[[], tuple] | None = None,
     ):
         if options.guidance > 1 and not anchor.manifest.guided:
             raise InputError(f"Anchor '{anchor.id}' was trained without guidance: leave the guidance at 1.")
@@ -67,7 +71,7 @@ class NativePainter:
         self.lookahead = LOOKAHEAD if self._engine else 0
         self._anchor = anchor
         if self._engine:
-            typical = partial(typical_maps, anchor) if options.int8 and part == "body" else None
+            typical = (typical or partial(typical_maps, anchor)) if options.int8 else None
             self.networks = EngineNetworks(anchor.file(part), self.together, typical)
         else:
             self._load(anchor.file(part))
@@ -178,8 +182,13 @@ class NativePainter:
         return composed(to_bytes_range(pictures), plate, shares)
 
 
-def typical_maps(anchor: Anchor) -> np.ndarray:
-    """Condition maps (n, height, width, 10) of a few poses far apart, from which 8-bit arithmetic takes its ranges."""
+def typical_maps(anchor: Anchor) -> tuple[np.ndarray, None]:
+    """Whole condition maps of `typical_poses`, and no places."""
+    return render_conditions(anchor.body, typical_poses(anchor), anchor.camera), None
+
+
+def typical_poses(anchor: Anchor) -> np.ndarray:
+    """Vertices (n, V, 3) of a few poses far apart, from which 8-bit arithmetic takes its ranges."""
     motion = Motion.rest(6, anchor.manifest.fps, anchor.body.expression_space)
     swing = np.linspace(-1, 1, len(motion), dtype=np.float32)
     left_shoulder, right_shoulder, left_elbow, right_elbow, head = 15, 16, 17, 18, 14  # rows of Motion.body
@@ -187,7 +196,7 @@ def typical_maps(anchor: Anchor) -> np.ndarray:
     motion.body[:, left_elbow, 1], motion.body[:, right_elbow, 1] = swing - 1.2, swing + 1.2
     motion.body[:, head, 1] = 0.4 * swing
     motion.jaw[:, 0] = 0.15 + 0.15 * swing
-    return render_conditions(anchor.body, anchor.vertices(motion), anchor.camera)
+    return anchor.vertices(motion)
 
 
 class StableDiffusionPainter:
