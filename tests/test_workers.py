@@ -56,9 +56,9 @@ def kill_at_random(jobs, speech, settings, tmp_path, kills, count, seed):
     workers = Workers(jobs, ["cpu"]).start()
     try:
         while len(far) < kills and not all(jobs.get(id, "ann").over for id in ids):
-            slot = workers._slots[0]
             running = jobs.list("ann", state="running")
-            if not running or slot.process is None:
+            slot = running and workers._slots[0]
+            if not slot or slot.process is None:
                 time.sleep(0.02)
                 continue
             if moments.random() < 0.5 and running[0].stage != "frames":  # half of them not before the first pictures

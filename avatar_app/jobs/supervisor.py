@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from avatar_app.jobs.store import Jobs
+from avatar_app.jobs.store import LANES, Jobs
 
 ROOT = Path(__file__).parents[2]
 POLL = 0.5  # s
@@ -58,10 +58,6 @@ class Workers:
         self._thread: threading.Thread | None = None
 
     def start(self) -> Workers:
-        devices = self._devices or all_devices()
-        self._slots = [Slot("video", device) for device in devices] + [
-            Slot(lane, devices[0]) for lane in ("quick", "train")
-        ]
         self._stopping.clear()
         self._thread = threading.Thread(target=self._run, name="workers", daemon=True)
         self._thread.start()
@@ -88,6 +84,8 @@ class Workers:
             while not self._stopping.is_set():
                 try:
                     self._jobs.recover()
+                    if not self._slots and any(map(self._jobs.waiting, LANES)):
+                        self._slots = self._places()
                     for slot in self._slots:
                         self._look_after(slot)
                     if time.monotonic() - swept > SWEEP:
@@ -98,6 +96,11 @@ class Workers:
                 self._stopping.wait(POLL)
             for slot in self._slots:
                 self._end(slot)
+
+    def _places(self) -> list[Slot]:
+        devices = self._devices or all_devices()
+        others = [lane for lane in LANES if lane != "video"]
+        return [Slot("video", device) for device in devices] + [Slot(lane, devices[0]) for lane in others]
 
     def _turn(self) -> sqlite3.Connection | None:
         """Waits until no other server works on the folder; None when this one is stopped before."""

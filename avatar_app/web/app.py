@@ -22,6 +22,7 @@ from avatar_app.web.texts import LABELS, word
 from talkshow_bridge.errors import InputError
 
 KEEP_FILES = (3600, 24 * 3600)  # s: look every hour, remove uploads after a day; jobs have copies of their own
+CALM = 3.0  # s after the page is up, before anything heavy is imported: the first visitor comes first
 HERE = Path(__file__).parent
 CSS = (HERE / "style.css").read_text(encoding="utf-8")
 HEAD = f"<script>{(HERE / 'player.js').read_text(encoding='utf-8')}</script>"
@@ -125,8 +126,10 @@ def serve(
             raise InputError("No free port from 7860 on; please name one with --port.") from None
         log.warning("Port %s is busy; taking another one.", port)
         page.launch(server_port=None, **launch)
-    with Workers(site.jobs):  # from here on, so that nothing heavy is imported before the page answers
-        threading.Thread(target=_warm_up, daemon=True).start()
+    with Workers(site.jobs):
+        warm_up = threading.Timer(CALM, _warm_up)
+        warm_up.daemon = True
+        warm_up.start()
         page.block_thread()
 
 
