@@ -60,11 +60,17 @@ def visitor(url, tmp_path):
 
 
 def test_speech_becomes_a_video(url, speech, tmp_path):
-    video = visitor(url, tmp_path).predict(
-        gradio_client.handle_file(str(speech)), **PERFORMANCE, api_name="/make_video"
+    (tmp_path / "words.srt").write_text("1\n00:00:00,000 --> 00:00:00,400\nHello\n")
+    words = gradio_client.handle_file(str(tmp_path / "words.srt"))
+    client = visitor(url, tmp_path)
+    video = client.predict(
+        gradio_client.handle_file(str(speech)), **PERFORMANCE, subtitles=words, api_name="/make_video"
     )
     facts = probe(video)
     assert (facts.frames, facts.width, facts.audio_codec) == (13, 64, "aac")
+    id = client.predict("", "", api_name="/list_jobs")[0]["id"]
+    told = httpx.get(f"{url}/media/jobs/{id}/subtitles.vtt", cookies=client.cookies)
+    assert told.headers["content-type"].startswith("text/vtt") and "00:00:00.400\nHello" in told.text
 
 
 def test_a_job_belongs_to_who_submitted_it(url, speech, tmp_path):

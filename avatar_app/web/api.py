@@ -20,6 +20,7 @@ from avatar_app.estimate import expected_memory, expected_seconds
 from avatar_app.jobs import Job
 from avatar_app.pipeline import best_device
 from avatar_app.settings import PRESETS, STYLES
+from avatar_app.subtitles import FORMATS
 from avatar_app.web import panels
 from avatar_app.web.site import Site, anchor_of, owner, settings_of, toast
 
@@ -30,7 +31,9 @@ WAITING = 32  # callers that may wait for a video at the same time
 def add(site: Site) -> None:
     """Adds the endpoints to the page that is being built. Their names, types and docstrings are the documentation."""
 
-    async def make_video(speech, anchor, preset, style, gesture_energy, seed, request: gr.Request):
+    async def make_video(
+        speech, anchor, preset, style, gesture_energy, seed, subtitles=None, request: gr.Request = None
+    ):
         """Turn recorded speech into a video of a talking presenter, and wait for it.
 
         Args:
@@ -40,18 +43,21 @@ def add(site: Site) -> None:
             style: of the gestures, "calm", "neutral" or "lively".
             gesture_energy: 0 is still, 1 natural, 2 lively.
             seed: another whole number gives another performance of the same speech.
+            subtitles: .srt or .vtt file that the video is to carry.
 
         Returns:
             The finished mp4 with the speech as its sound.
         """
         id = await asyncio.to_thread(
-            submit_job, speech, "video", anchor, preset, style, gesture_energy, seed, request=request
+            submit_job, speech, "video", anchor, preset, style, gesture_energy, seed, subtitles, request
         )
         while not (job := await asyncio.to_thread(_own, site, id, request)).over:
             await asyncio.sleep(POLL)
         return await asyncio.to_thread(_result, job)
 
-    def submit_job(speech, kind, anchor, preset, style, gesture_energy, seed, request: gr.Request):
+    def submit_job(
+        speech, kind, anchor, preset, style, gesture_energy, seed, subtitles=None, request: gr.Request = None
+    ):
         """Queue a job and return its id at once; see job_status and job_result.
 
         Args:
@@ -62,6 +68,7 @@ def add(site: Site) -> None:
             style: of the gestures, "calm", "neutral" or "lively".
             gesture_energy: 0 is still, 1 natural, 2 lively.
             seed: another whole number gives another performance of the same speech.
+            subtitles: .srt or .vtt file that the video is to carry.
 
         Returns:
             The id of the job.
@@ -71,7 +78,7 @@ def add(site: Site) -> None:
         )
         if anchor_of(settings.anchor) is None:
             raise toast(f"Unknown anchor {str(anchor)[:80]!r}; list_presenters tells which there are.")
-        return site.submit(request, speech, settings, kind=kind)
+        return site.submit(request, speech, settings, kind=kind, subtitles=subtitles)
 
     def job_result(job_id, request: gr.Request):
         """The file that a finished job made: mp4 for "video" and "preview", npz for "motion".
@@ -152,6 +159,7 @@ def add(site: Site) -> None:
         gr.Dropdown(list(STYLES), value="neutral", label="style", visible=False),
         gr.Slider(0, 2, 1, step=0.01, label="gesture_energy", visible=False),
         gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="seed", visible=False),
+        gr.File(file_types=list(FORMATS), type="filepath", label="subtitles", visible=False),
     ]
     kind = gr.Dropdown(["video", "preview", "motion"], value="video", label="kind", visible=False)
     id, file = gr.Textbox(label="job_id", visible=False), gr.File(label="file", visible=False)
