@@ -16,14 +16,17 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from avatar_app.anchors import import_anchor, load_anchor
 from avatar_app.jobs import Jobs, Workers
 from avatar_app.settings import RenderSettings
+from avatar_app.subtitles import load_subtitles
 from avatar_app.video import probe
 from avatar_app.web import panels, server
 from avatar_app.web.app import build, options, read_users, serve
 from avatar_app.web.server import OWNER_COOKIE, Guard
 from avatar_app.web.site import Site, checked_length
-from avatar_app.web.texts import TEXTS, language_of, say
+from avatar_app.web.texts import TEXTS, language_of, say, translated
+from talkshow_bridge.audio import load_speech
 from talkshow_bridge.errors import InputError
 from tests.speech import write_speech
 
@@ -275,6 +278,28 @@ def test_texts_exist_in_both_languages_with_the_same_blanks():
         assert english and chinese and blanks[0] == blanks[1], key
     assert [language_of(text) for text in ("zh-CN,en;q=0.5", "de,en;q=0.7", None, "fr, ZH")] == ["zh", "en", "en", "zh"]
     assert "3" in say("zh", "waiting", count=3)
+
+
+def test_refusals_from_below_are_told_in_chinese(tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "noise.wav").write_text("no sound")
+    (tmp_path / "words.srt").write_text("no subtitles")
+    (tmp_path / "late.srt").write_text("1\n00:01:00,000 --> 00:01:01,000\nLate\n")
+    write_speech(tmp_path / "short.wav", 0.02)
+    for ask, words in (
+        (lambda: load_speech(tmp_path / "empty.wav"), "“empty.wav”是空文件"),
+        (lambda: load_speech(tmp_path / "short.wav"), "0.020 秒音频"),
+        (lambda: load_speech(tmp_path / "noise.wav"), "无法解码"),
+        (lambda: load_subtitles(tmp_path / "words.srt"), "没有可读取的字幕"),
+        (lambda: load_subtitles(tmp_path / "noise.wav"), "须为 .srt"),
+        (lambda: load_subtitles(tmp_path / "late.srt").until(1.0), "语音结束之后"),
+        (lambda: import_anchor(tmp_path / "noise.wav"), "不是可读取的 zip"),
+        (lambda: load_anchor("nobody"), "没有名为“nobody”的主播"),
+    ):
+        with pytest.raises(InputError) as caught:
+            ask()
+        assert words in translated("zh", str(caught.value)) and translated("en", str(caught.value)) == str(caught.value)
+    assert translated("zh", "Something else.") == "Something else."
 
 
 def test_names_never_become_markup_or_commands(tmp_path):

@@ -196,7 +196,7 @@ def test_a_presenter_is_trained_from_a_checked_data_set(visit, home, delivered):
     page.click("#train label:has-text('nobody real')")
     page.click("#train label:has-text('This is true')")
     page.click("#start-training")
-    page.wait_for_selector(".training.running .now:has-text('Training')")
+    page.wait_for_selector(".training.running")
     page.reload()
     page.wait_for_selector("#preset label:has-text('GB')")
     open_form()
