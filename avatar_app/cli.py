@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import os
 import signal
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that clean-up code runs
-    gc.set_threshold(50_000)  # imports make objects that stay: looking through them each time costs half a second
     options = _parser().parse_args(arguments)
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line
     logging.basicConfig(format=f"{clear}avatar_app: %(message)s")
