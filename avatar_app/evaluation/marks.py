@@ -14,8 +14,7 @@ HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and
 UPPER_UNITS = ("mouthUpperUpLeft", "mouthUpperUpRight")
 LOWER_UNITS = ("mouthLowerDownLeft", "mouthLowerDownRight")
 UPPER_LIP, LOWER_LIP, NOSE_BASE = (44, 45, 46), (48, 49, 50), 16  # of the 51 landmarks: the inner lips, from the middle
-MOST_POINTS = 2500  # of the silhouette
-HAND_POINTS = 200  # of each hand
+MOST_POINTS, HEAD_POINTS, HAND_POINTS = 1500, 250, 100  # of the silhouette, the head and each hand
 HEAD_AREA = (-1.3, 1.3, -1.0, 2.0)  # left, right, top, bottom in eye distances from the middle between the eyes
 MOUTH_AREA = (-0.5, 0.5, -0.45, 0.6)  # likewise, from the middle of the closed mouth
 
@@ -99,7 +98,7 @@ class BodyMarks:
         ]
         self.lips = _lips(body)
         silhouette = _some(np.arange(len(body.vertices)), MOST_POINTS)
-        watched = [silhouette, _some(np.flatnonzero(on_head), 500), *(hand.index for hand in self.hands)]
+        watched = [silhouette, _some(np.flatnonzero(on_head), HEAD_POINTS), *(hand.index for hand in self.hands)]
         self._watched, self._ends = np.concatenate(watched), np.cumsum([len(part) for part in watched])[:-1]
         rest = body.vertices
         self.eye_distance = float(np.linalg.norm(self.eyes[0](rest) - self.eyes[1](rest)))

@@ -99,9 +99,7 @@ class Watermark:
             pattern = _pattern(self.payload, max(2, round(min(size) * TILE / SHORT_SIDE)))
             self._sheets[size] = _sheet(pattern, width), _sheet(_DITHER, width)
         marked = np.empty(frames.shape, np.uint8)
-        for source, target in zip(frames, marked, strict=True):
-            source = np.ascontiguousarray(source)
-            _add(source.reshape(height, -1), _strength(source), *self._sheets[size], target.reshape(height, -1))
+        _mark(np.ascontiguousarray(frames), *self._sheets[size], marked)
         return marked
 
     @staticmethod
@@ -217,6 +215,14 @@ def _add(frame, strength, pattern, dither, marked):
             here = high[k] + share * (low[k] - high[k])
             value = np.float32(source[k]) + np.floor(here * wave[k] + grain[k])
             target[k] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))
+
+
+@numba.njit(nogil=True, cache=True)
+def _mark(frames, pattern, dither, marked):
+    count, height, width = frames.shape[:3]
+    for n in range(count):
+        source, target = frames[n].reshape(height, 3 * width), marked[n].reshape(height, 3 * width)
+        _add(source, _strength(frames[n]), pattern, dither, target)
 
 
 @dataclass(frozen=True)
