@@ -29,12 +29,15 @@ class TrainingForm:
             gr.Markdown(word("train_how"))
             with gr.Row():
                 place = f"{datasets_folder()}{os.sep}" if site.local else None
-                self.dataset = gr.Dropdown([], label=word("f_dataset"), info=place, scale=2, elem_id="dataset")
+                self.dataset = gr.Dropdown(
+                    [], label=word("f_dataset"), info=place, scale=2, min_width=260, elem_id="dataset"
+                )
                 package = gr.File(
                     label=word("f_dataset_zip"),
                     file_types=[".zip"],
                     type="filepath",
                     height=90,
+                    min_width=260,
                     elem_classes="small-file",
                 )
             findings = gr.HTML(elem_id="findings", padding=False)
@@ -46,7 +49,9 @@ class TrainingForm:
                     USUAL_MINUTES, label=word("f_minutes"), minimum=low, maximum=high, precision=0, min_width=180
                 )
             with gr.Row():
-                kind = gr.Radio([(word(f"c_{kind}"), kind) for kind in KINDS], label=word("f_consent"), scale=2)
+                kind = gr.Radio(
+                    [(word(f"c_{kind}"), kind) for kind in KINDS], label=word("f_consent"), scale=2, min_width=260
+                )
                 expires = gr.Textbox(label=word("f_expires"), placeholder="2027-12-31", max_length=10, min_width=180)
             agree = gr.Checkbox(label=word("f_agree"))
             button = gr.Button(word("start_training"), variant="primary", interactive=False, elem_id="start-training")
