@@ -30,14 +30,13 @@ DATASETS = Path(__file__).parents[2] / "work" / "datasets"
 
 
 def datasets_folder() -> Path:
-    folder = Path(os.environ.get("AVATAR_APP_DATASETS") or DATASETS).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Where data sets are looked for; it need not exist."""
+    return Path(os.environ.get("AVATAR_APP_DATASETS") or DATASETS).expanduser().absolute()
 
 
 def datasets() -> dict[str, Path]:
     """The data sets on this machine by their names."""
-    found = sorted(path for path in datasets_folder().iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = sorted(path for path in datasets_folder().glob("*") if path.is_dir() and not path.name.startswith("."))
     return {path.name: path for path in found}
 
 
@@ -47,6 +46,7 @@ def import_dataset(package: Path) -> str:
     Raises InputError for a zip that is none, or holds what a data set has no use for."""
     name = anchor_id(package.stem, "footage")
     folder = datasets_folder()
+    folder.mkdir(parents=True, exist_ok=True)
     if name in datasets():
         raise InputError(f"There is a data set '{name}' already; please give the zip another name.")
     with tempfile.TemporaryDirectory(prefix=".import-", dir=folder) as temporary:

@@ -68,10 +68,11 @@ class HistoryPage:
         return *here, gr.Tabs(selected=self.create_tab), *self.create.show(shown, create_seen, request), *stay
 
     def _rerender(self, job, anchor: str, request: gr.Request) -> str | None:
-        """The same speech and motion with another presenter."""
+        """The same speech, motion and subtitles with another presenter."""
         from dataclasses import replace
 
         if anchor_of(anchor) is None:
             return None
         settings = replace(job.settings, anchor=anchor)
-        return self.site.submit(request, job.speech, settings, motion=job.motion, name=job.name)
+        given = {"motion": job.motion, "name": job.name, "subtitles": job.subtitles}
+        return self.site.submit(request, job.speech, settings, **given)
