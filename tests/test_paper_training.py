@@ -192,7 +192,7 @@ def test_killed_run_ends_with_the_same_weights(people, base, undisturbed, tmp_pa
     trainer.run()
     resumed = weights(tmp_path / "killed" / "body")
     for key, wanted in undisturbed.items():
-        torch.testing.assert_close(resumed[key], wanted, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(resumed[key], wanted, rtol=1e-3, atol=1e-4)
     with pytest.raises(InputError, match="begun with another 'rate'"):
         PaperTrainer(folders, tmp_path / "killed", base, replace(BODY, rate=1.0), device="cpu")
 
