@@ -43,10 +43,13 @@ class Visitor:
         """The id of a new draft video."""
         with open(speech, "rb") as file:
             path = self.ask("upload", "POST", "/gradio_api/upload", files={"files": file}).json()[0]
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "video", anchor, "draft", "neutral", 1, 7]
-        call = "/gradio_api/call/submit_job"
-        event = self.ask("submit_job", "POST", call, json={"data": data}).json()["event_id"]
-        said = self.ask("submit_job, its answer", "GET", f"{call}/{event}").text
+        return self.queue(speech={"path": path, "meta": {"_type": "gradio.FileData"}}, anchor=anchor, preset="draft")
+
+    def queue(self, **order: object) -> str:
+        event = self.ask("submit_job", "POST", "/gradio_api/call/v2/submit_job", json=order).json()["event_id"]
+        said = self.ask("submit_job, its answer", "GET", f"/gradio_api/call/submit_job/{event}").text
+        if "event: error" in said:
+            raise RuntimeError(said)
         return json.loads(said.rpartition("data: ")[2])[0]
 
     def look(self, id: str) -> dict:

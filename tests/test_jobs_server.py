@@ -6,14 +6,21 @@ import time
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from avatar_app import RenderSettings, render
-from avatar_app.jobs import Jobs
+from avatar_app.jobs import Jobs, Limits
+from avatar_app.web.server import Guard
 from benchmarks.load import Visitor, crowd
 from tests.server import SERVE, Server
 from tests.speech import write_speech
 
 SMALL_UPLOADS = "from avatar_app.web import server; server.MAX_UPLOAD = 2**20; " + SERVE
+PROXY = "import os; os.environ |= {'http_proxy': 'http://127.0.0.1:9', 'no_proxy': ''}; "  # where nobody answers
 MEGABYTE = bytes(2**20)
 
 
@@ -21,7 +28,7 @@ MEGABYTE = bytes(2**20)
 def server(tmp_path_factory, tiny_anchor):
     home = tmp_path_factory.mktemp("home")
     shutil.copytree(tiny_anchor.folder, home / "anchors" / "tiny")
-    server = Server(home, SMALL_UPLOADS)
+    server = Server(home, PROXY + SMALL_UPLOADS)
     server.start()
     yield server
     server.stop()
@@ -46,13 +53,14 @@ def test_fifty_jobs_of_ten_visitors(server, speech):
         assert len(times[what]) >= 10 and times[what][len(times[what]) // 2] < 1, (what, times[what])
 
 
+@pytest.mark.slow
 def test_a_killed_server_goes_on_with_the_same_frames(server, speech, tmp_path):
     settings = RenderSettings(anchor=str(server.home / "anchors" / "tiny"), watermark=False, credentials=False)
     whole = render(speech, out=tmp_path / "whole.mp4", settings=settings).path.read_bytes()
     visitor = Visitor(server.url)
     id = Jobs(server.home / "jobs").submit(speech, settings, visitor.cookie)
-    while not visitor.look(id)["done"]:
-        time.sleep(0.02)
+    while not visitor.call("job_status", id)["done"]:
+        time.sleep(0.1)
     server.kill()
     server.start()
     assert finished(visitor, id)["error"] is None
@@ -118,15 +126,24 @@ def test_uploads_beyond_the_limit_leave_nothing(server):
         ("POST", "/gradio_api/component_server", {}, 404),
         ("GET", "/gradio_api/deep_link?session_hash=x", {}, 404),
         ("GET", "/gradio_api/dev/reload", {}, 404),
+        ("GET", "/gradio_api/token", {}, 404),
     ],
 )
 def test_doors_that_stay_shut(server, method, path, headers, status):
     assert httpx.request(method, server.url + path, headers=headers, timeout=60).status_code == status
 
 
+def test_an_upload_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    guard = Middleware(Guard, limits=Limits(free_gb=10**6))
+    page = Starlette(routes=[Route("/{path:path}", lambda request: Response(), methods=["POST"])], middleware=[guard])
+    answer = TestClient(page).post("/gradio_api/upload", content=b"x")
+    assert answer.status_code == 507 and answer.text.startswith("The disk is full")
+    assert TestClient(page).post("/gradio_api/run/list_jobs", content=b"x").status_code == 200
+
+
 def test_files_are_not_fetched_from_addresses(server):
     visitor = Visitor(server.url)
-    data = [{"path": "https://example.com/a.wav", "meta": {"_type": "gradio.FileData"}}, "video", "tiny", "draft"]
-    event = visitor.client.post("/gradio_api/call/submit_job", json={"data": [*data, "neutral", 1, 7]}).json()
-    said = visitor.client.get(f"/gradio_api/call/submit_job/{event['event_id']}").text
-    assert "event: error" in said and "addresses are not fetched" in said
+    address = {"path": "https://example.com/a.wav", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(RuntimeError, match="addresses are not fetched"):
+        visitor.queue(speech=address, anchor="tiny", preset="draft")

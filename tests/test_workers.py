@@ -122,14 +122,14 @@ with Workers(Jobs(sys.argv[1]), ["cpu"]):
 
 def worker_parents(folder: Path) -> list[int]:
     """The parents of all worker processes of a jobs folder."""
-    parents = []
+    parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"avatar_app.jobs.worker\0{folder}\0video".encode() in (process / "cmdline").read_bytes():
-                parents.append(int((process / "stat").read_text().rpartition(")")[2].split()[1]))
+                parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # gone meanwhile
             continue
-    return parents
+    return [parent for parent in parents.values() if parent not in parents]  # a worker's child is about to be ffmpeg
 
 
 def wait_until(what, seconds=300):

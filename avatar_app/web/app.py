@@ -118,6 +118,7 @@ def serve(
     alone = not (listen or share)
     site = Site(Jobs(), manage=alone or manage_anchors, local=alone)
     page, host = build(site), "0.0.0.0" if listen else "127.0.0.1"
+    _no_proxy_to_oneself()
     launch = {"server_name": host, "share": share, "auth": users or None, "prevent_thread_lock": True, **options(site)}
     try:
         page.launch(server_port=port, **launch)
@@ -146,6 +147,12 @@ def read_users(text: str) -> list[tuple[str, str]]:
     if not all(user and password for user, password in pairs):
         raise InputError("Users are given as USER:PASSWORD.")
     return pairs
+
+
+def _no_proxy_to_oneself() -> None:
+    """gradio asks its own server a question when it starts, which a proxy of the environment could not pass on."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    os.environ["no_proxy"] = ",".join(filter(None, [others, "127.0.0.1", "localhost"]))
 
 
 def _warm_up() -> None:

@@ -51,7 +51,7 @@ ANCHOR_FILES = ("thumbnail.jpg", "sample.mp4", "card.md")
 OWN_NAMES = {"localhost", "127.0.0.1", "::1"}
 SHUT = re.compile(  # what gradio would do, but this page does not need
     r"(/gradio_api)?/(file=https?:|proxy=|process_recording|component_server|custom_component|stream/|deep_link|dev/"
-    r"|monitoring|profiling|run-history|(undo-)?vibe-)",
+    r"|monitoring|profiling|run-history|token|(undo-)?vibe-)",
     re.IGNORECASE,
 )
 EXPORTS_AT_ONCE = 2
