@@ -178,7 +178,7 @@ def _first_anchor() -> str | None:
 
 def _own(site: Site, id: object, request: gr.Request) -> Job:
     job = site.find(str(id), request)
-    if job is None:
+    if job is None or job.kind == "train":
         raise toast("There is no such job.")
     return job
 

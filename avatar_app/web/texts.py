@@ -64,7 +64,7 @@ TEXTS = {
     "elapsed": ("{time} so far", "已用 {time}"),
     "left": ("about {time} left", "约剩 {time}"),
     "no_time": ("estimating the time", "正在估计时间"),
-    "done": ("Done: {length} of video in {time}.", "完成：{length} 的视频用时 {time}。"),
+    "done": ("Done: {length} of video in {time}.", "完成：{length}的视频，用时 {time}。"),
     "cancelled": ("Stopped. Nothing was lost: it can go on where it was.", "已停止。内容没有丢失，可以从停下处继续。"),
     "failed": ("This did not work: {why}", "未能完成：{why}"),
     "continue": ("Continue", "继续"),
