@@ -215,7 +215,7 @@ def cpu_seconds(work) -> tuple[Tensor, float]:
 # ----------------------------------------------------------------------------- cost of the presets
 
 
-def cost(length: int = 24) -> None:
+def cost(length: int = 48) -> None:
     """Frames that enter the body's UNet, counted while frames are made."""
     windows = [len(window) for window in compat_windows(300, ORIGINAL.window, ORIGINAL.overlap)]
     original = ORIGINAL.steps * 2 * sum(windows) / 300
@@ -236,8 +236,7 @@ def evaluations(anchor: Anchor, preset: Preset, length: int) -> int:
         return predict(latents, *arguments)
 
     generator._painter.predict = count
-    maps = np.zeros((length, anchor.manifest.height, anchor.manifest.width, 10), np.float32)
-    for _ in generator.frames(iter(np.split(maps, length))):
+    for _ in generator.frames(anchor.body.vertices[None] for _ in range(length)):
         pass
     return counted
 
