@@ -135,7 +135,7 @@ def test_a_video_plays_while_it_is_made_and_survives_a_reload(visit, speech, tmp
     picture(page, "finished", full_page=True)
     page.click("#results [data-do=again]")
     page.wait_for_selector("#generate:visible")
-    assert page.is_checked("input[value=tiny]")
+    page.wait_for_selector("input[value=tiny]:checked")
 
 
 def test_subtitles_and_the_face_before_and_after(visit, tmp_path):
