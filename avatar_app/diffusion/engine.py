@@ -70,17 +70,17 @@ class EngineNetworks:
     """
 
     def __init__(self, folder: Path, together: bool, typical: Callable[[], tuple] | None = None):
-        self._together, self._rounded = together, typical is not None
+        self._together, self._rounded = together, False
         self._autoencoder = read_config(folder / "autoencoder" / "config.json", "an Autoencoder")
         encoder = _encoder_pictures(folder / "condition_encoder")
         self._texture, self._plate = (_channels_last(encoder[name]) for name in ("texture", "plate"))
         self._features = self._texture.shape[2] + 3 + len(PART_GROUPS) + 2
         self._compiled: dict[tuple, object] = {}
         self._lock, self._local = threading.Lock(), threading.local()
-        self._kept = graphs_folder(folder, together)
-        self._graphs = load_graphs(folder, together, self._kept)
+        kept = graphs_folder(folder, together)
+        self._graphs = load_graphs(folder, together, kept)
         if typical is not None:
-            self._graphs = self._graphs_in_8_bits(typical)
+            self._graphs, self._rounded = self._graphs_in_8_bits(typical, kept), True
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         scale = self._autoencoder["downscale"]
@@ -173,14 +173,14 @@ class EngineNetworks:
         condition_features(maps, WHOLE, self._texture, self._plate, base, features)
         return features, base
 
-    def _graphs_in_8_bits(self, typical: Callable[[], tuple]) -> dict:
+    def _graphs_in_8_bits(self, typical: Callable[[], tuple], kept: Path) -> dict:
         """The 8-bit graphs, from disk or, the first time, made from typical maps."""
         try:
-            return read_graphs(self._kept, GRAPHS, "8")
+            return read_graphs(kept, GRAPHS, "8")
         except RuntimeError:
             rounded = self._rounded_graphs(*typical())
         with contextlib.suppress(OSError):
-            keep_graphs(rounded, self._kept, "8")
+            keep_graphs(rounded, kept, "8")
         self._compiled.clear()
         self._local = threading.local()
         return rounded
@@ -243,8 +243,6 @@ class EngineNetworks:
             "INFERENCE_NUM_THREADS": max(streams, cores() // 2),
             "ENABLE_CPU_PINNING": False,
         }
-        if os.access(self._kept, os.W_OK):
-            options["CACHE_DIR"] = str(self._kept)  # what was compiled before is read in half the time
         return core().compile_model(model, "CPU", options)
 
 

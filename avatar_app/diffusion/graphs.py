@@ -23,7 +23,7 @@ from avatar_app.estimate import cache_folder
 
 log = logging.getLogger(__name__)
 
-LAYOUT = 3  # of the kept graphs; another number makes them anew
+LAYOUT = 4  # of the kept graphs; another number makes them anew
 KEPT = 12  # sets of graphs that stay on disk
 GRAPHS = ("encoder", "unet", "decoder")
 PAINTER = ".paint/"  # in the name of the convolution that writes the picture
@@ -98,7 +98,8 @@ def keep_graphs(models: dict, folder: Path, suffix: str = "") -> None:
 def in_8_bits(model, inputs: list[list[np.ndarray]]):
     """The model with its convolutions rounded to 8 bits; ranges are those of the float model on `inputs`.
 
-    Weights get a scale a channel. A last convolution that writes the picture stays as it is.
+    Weights get a scale a channel. A last convolution that writes the picture stays as it is. Raises ValueError where
+    the model gives numbers that are not finite.
     """
     from openvino import Model, opset13
 
@@ -109,6 +110,8 @@ def in_8_bits(model, inputs: list[list[np.ndarray]]):
     probe = Model([opset13.result(source) for source in sources], model.get_parameters(), "ranges").clone()
     probe = core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     seen = np.array([[(value.min(), value.max()) for value in probe(each).values()] for each in inputs])
+    if not np.isfinite(seen).all():
+        raise ValueError("The networks give numbers that are not finite.")
     for node, source, low, high in zip(convolutions, sources, seen[..., 0].min(0), seen[..., 1].max(0), strict=True):
         if low < 0:
             low, high = -max(-low, high), max(-low, high) * 127 / 128
