@@ -72,7 +72,7 @@ class PresentersPage:
     def _act(self, seen, event: gr.EventData, request: gr.Request) -> tuple:
         if job := self.site.find(str(event._data.get("id")), request):
             self._act_on_training(job, event._data.get("do"))
-            return gr.skip(), *self._show(seen, request)
+            return "", *self._show(seen, request)
         language, anchor = language_of_request(request), anchor_of(str(event._data.get("id")))
         if anchor is None:
             return gr.skip(), *self._show(seen, request)
