@@ -47,10 +47,11 @@ def finished(visitor: Visitor, id: str, seconds: float = 300) -> dict:
     return job
 
 
-def test_fifty_jobs_of_ten_visitors(server, speech):
-    times = crowd(server.url, speech, "tiny", jobs=5, seconds=4)
+def test_visitors_with_many_jobs_are_answered_at_once(server, speech):
+    """Few of them; benchmarks/load.py brings more."""
+    times = crowd(server.url, speech, "tiny", visitors=4, jobs=3, seconds=2)
     for what in ("page", "list_jobs", "job_status", "live.json"):
-        assert len(times[what]) >= 10 and times[what][len(times[what]) // 2] < 1, (what, times[what])
+        assert len(times[what]) >= 4 and times[what][len(times[what]) // 2] < 1, (what, times[what])
 
 
 @pytest.mark.slow
