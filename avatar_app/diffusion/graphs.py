@@ -5,6 +5,7 @@ They are kept under a name made of all they depend on, so that later starts need
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -62,7 +63,10 @@ def load_graphs(folder: Path, together: bool, kept: Path) -> dict:
     Raises InputError like `NativeNetworks.load`.
     """
     try:
-        return read_graphs(kept, GRAPHS)
+        models = read_graphs(kept, GRAPHS)
+        with contextlib.suppress(OSError):
+            os.utime(kept)  # the eldest by use go first
+        return models
     except RuntimeError:
         log.info("Tracing the networks of %s", folder)
     models = _trace(folder, together)
