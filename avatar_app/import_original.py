@@ -17,21 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from PIL import Image, ImageOps
-from safetensors.torch import save_file
-from torch import nn
 
 from avatar_app.anchors import Anchor, anchor_folders, load_anchor, seal_anchor
 from avatar_app.diffusion.alignment import resize
-from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
 from avatar_app.mesh.camera import Camera
+from avatar_app.stable_diffusion import PartSource, find_stages, write_parts
 from avatar_app.trust.consent import Consent, require_consent
-from avatar_app.weights import check_fit, find_weights, outline, place, read_config, read_weights
 from talkshow_bridge.arrays import read_npz
 from talkshow_bridge.errors import InputError, shown
 
-WEIGHTS = "diffusion_pytorch_model"
 STANDARD = {"steps": 20, "guidance": 7.5, "window": 16, "overlap": 4, "condition_scale": 2.0, "face": True}
 PRESETS = {"draft": STANDARD | {"steps": 10, "face": False}, "standard": STANDARD, "best": STANDARD}
 FACE = {"guidance": 3.5, "condition_scale": 1.0}
@@ -42,7 +37,6 @@ FIGURES = {
     "translation": (3,), "focal": (1,), "center": (2,), "width": (1,), "height": (1,),
     "global_orient": (3,), "transl": (3,), "betas": range(1, 301),
 }  # fmt: skip
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -94,23 +88,6 @@ def import_original(source: Original, replace: bool = False) -> Anchor:
     return load_anchor(target, verify=False)
 
 
-def find_stages(checkpoint: Path) -> dict[str, Path]:
-    """ "body" and perhaps "face" -> the folder that holds unet/ and controlnet/."""
-    if not checkpoint.is_dir():
-        raise InputError(f"There is no folder '{shown(checkpoint)}' with a Make-Your-Anchor checkpoint.")
-    if _holds_networks(checkpoint):
-        return {"body": _stage(checkpoint)}
-    if not (checkpoint / "body").is_dir():
-        raise InputError(
-            f"'{shown(checkpoint)}' is no Make-Your-Anchor checkpoint; "
-            "expected body/ and head/, or unet/ and controlnet/."
-        )
-    stages = {"body": _stage(checkpoint / "body")}
-    names = ("head", "face")  # an anchor's own package calls it face
-    head = next((checkpoint / name for name in names if (checkpoint / name).is_dir()), None)
-    return stages | ({"face": _stage(head)} if head else {})
-
-
 def read_figures(path: Path) -> dict[str, np.ndarray]:
     """The numbers of `FIGURES` that a JSON or npz file gives. Raises InputError."""
     found = read_npz(path, FIGURES) if path.suffix == ".npz" else _read_json(path)
@@ -149,34 +126,9 @@ def _assemble(source: Original, folder: Path) -> dict:
     bases = {"body": source.base, "face": source.inpainting_base or source.base}
     sizes = {"body": (camera.width, camera.height), "face": (source.face_size, source.face_size)}
     photos = {part: _read_photo(references[part], part) for part in stages}
+    parts = {part: PartSource(stage, bases[part], photos[part], sizes[part]) for part, stage in stages.items()}
     clip = source.clip or source.base.resolve().parent / "clip-vit-base-patch32"
-    dtype = torch.float16 if source.half else torch.float32
-
-    open_scheduler(source.base).save_pretrained(folder / "scheduler")
-    vae = open_network(AutoencoderKL, source.base / "vae")
-    write_network(vae, folder / "vae", dtype)
-    if "face" in stages and source.inpainting_base:
-        write_network(open_network(AutoencoderKL, source.inpainting_base / "vae"), folder / "face" / "vae", dtype)
-    for part, stage in stages.items():
-        networks = open_stage(stage, part, vae.config["latent_channels"])
-        for name, network in networks.items():
-            write_network(network, folder / part / name, dtype)
-        unet = networks["unet"].config
-        check_size(sizes[part], vae.config, unet)
-        tokens = {
-            "prompt": picture_tokens(clip, photos[part]),
-            "negative": empty_text_tokens(bases[part] / "text_encoder"),
-        }
-        for name, origin in (("prompt", clip), ("negative", bases[part] / "text_encoder")):
-            width = tokens[name].shape[-1]
-            if width != unet["cross_attention_dim"]:
-                raise InputError(
-                    f"'{place(origin)}' makes tokens {width} wide, '{place(stage)}/unet' expects "
-                    f"{unet['cross_attention_dim']}."
-                )
-        save_file(
-            {name: value.contiguous() for name, value in tokens.items()}, folder / part / "embeddings.safetensors"
-        )
+    write_parts(parts, clip, folder, torch.float16 if source.half else torch.float32)
     thumbnail = ImageOps.contain(photos["body"], (512, 512))
     thumbnail.save(folder / "thumbnail.jpg", quality=88)
     open_body = source.body == "open"
@@ -198,98 +150,6 @@ def _assemble(source: Original, folder: Path) -> dict:
         "face": FACE | {"resolution": source.face_size} if "face" in stages else None,
         "presets": PRESETS,
     }
-
-
-def _holds_networks(folder: Path) -> bool:
-    return (folder / "unet").is_dir() or (folder / "controlnet").is_dir() or bool(_snapshots(folder))
-
-
-def _snapshots(folder: Path) -> list[Path]:
-    """checkpoint-N folders, the most trained last."""
-    numbered = [(re.fullmatch(r"checkpoint-(\d{1,9})", path.name), path) for path in folder.iterdir() if path.is_dir()]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
-
-
-def _stage(folder: Path) -> Path:
-    if not (folder / "unet").is_dir() and (snapshots := _snapshots(folder)):
-        folder = snapshots[-1]
-    for name in ("unet", "controlnet"):
-        if not (folder / name).is_dir():
-            raise InputError(f"'{place(folder)}' has no folder '{name}'; expected unet/ and controlnet/.")
-    return folder
-
-
-def open_stage(stage: Path, part: str, latents: int) -> dict[str, nn.Module]:
-    """ "unet" and "controlnet" of one stage, checked to fit each other and the part; latents: their channels."""
-    configs, networks = {}, {}
-    for name, network in (("unet", UNet2DConditionModel), ("controlnet", ControlNetModel)):
-        path = stage / name / "config.json"
-        config = read_config(path, f"a {network.__name__}")
-        if config.get("_class_name") != network.__name__:
-            raise InputError(f"'{place(path)}' describes a {config.get('_class_name')}; expected a {network.__name__}.")
-        expected = {"in_channels": 2 * latents + 1 if (name, part) == ("unet", "face") else latents}
-        if name == "controlnet":
-            expected |= {"conditioning_channels": 3}
-            expected |= {
-                key: configs["unet"][key] for key in ("block_out_channels", "layers_per_block", "cross_attention_dim")
-            }
-        else:
-            expected |= {"out_channels": latents}
-        configs[name] = config = dict(outline(network, config, path).config)
-        for key, wanted in expected.items():
-            if config[key] != wanted:
-                hint = " (a head network?)" if (key, config[key]) == ("in_channels", 2 * latents + 1) else ""
-                raise InputError(f"'{place(path)}' has {key} {config[key]}{hint}; expected {wanted} for the {part}.")
-        networks[name] = open_network(network, stage / name)
-    return networks
-
-
-def open_network(network: type, source: Path) -> nn.Module:
-    """A network of diffusers from a folder, loaded strictly and without running code, in the file's precision."""
-    path = source / "config.json"
-    config = read_config(path, f"a {network.__name__}")
-    model = outline(network, config, path)
-    weights = find_weights(source, WEIGHTS)
-    state = {_current_name(key): value for key, value in read_weights(weights).items() if ".norm_temp." not in key}
-    check_fit(state, model.state_dict(), weights)
-    model.load_state_dict(state, assign=True)
-    return model
-
-
-def write_network(network: nn.Module, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-    """A network of diffusers as a folder with safetensors."""
-    folder.mkdir(parents=True)
-    network.save_config(folder)
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
-    save_file(state, folder / f"{WEIGHTS}.safetensors")
-
-
-def _current_name(key: str) -> str:
-    """Autoencoders of 2022 call the parts of their attention otherwise."""
-    head, _, tail = key.rpartition(".")
-    layer, _, name = head.rpartition(".")
-    return f"{layer}.{_OLD_ATTENTION[name]}.{tail}" if ".attentions." in layer and name in _OLD_ATTENTION else key
-
-
-def open_scheduler(base: Path) -> DDIMScheduler:
-    """The noise schedule of a Stable Diffusion folder."""
-    if not base.is_dir():
-        raise InputError(f"There is no folder '{shown(base)}'; expected Stable Diffusion 1.5 in diffusers folders.")
-    path = base / "scheduler" / "scheduler_config.json"
-    config = read_config(path, "the noise schedule of Stable Diffusion 1.5")
-    try:
-        return DDIMScheduler.from_config(config)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError):
-        raise InputError(f"'{place(path)}' does not describe a noise schedule.") from None
-
-
-def check_size(size: tuple[int, int], vae: dict, unet: dict) -> None:
-    """Raises InputError unless pictures of this (width, height) can be halved as often as the networks do it."""
-    multiple = 2 ** (len(vae["block_out_channels"]) + len(unet["block_out_channels"]) - 2)
-    if any(side < multiple or side % multiple for side in size):
-        raise InputError(
-            f"Pictures of {size[0]}x{size[1]} cannot be painted: each side must be a multiple of {multiple}."
-        )
 
 
 def _read_photo(path: Path | None, part: str) -> Image.Image:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -267,20 +266,13 @@ class StableDiffusionPainter:
         self.unet.compile()
         self.controlnet.compile()
 
-    def _load(self, network, folder: Path) -> torch.nn.Module:
-        name = f"{folder.parent.name}/{folder.name}"
-        try:
-            model, report = network.from_pretrained(
-                folder, torch_dtype=self.dtype, use_safetensors=True, output_loading_info=True, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"The weights in '{name}' cannot be read: {reason}") from None
-        wrong = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
-        if wrong:
-            raise InputError(f"The weights in '{name}' do not fit their configuration ('{wrong[0]}').")
+    def _load(self, network: type, folder: Path) -> torch.nn.Module:
+        """Not by `from_pretrained`, which alters torch for all threads while it works."""
+        from avatar_app.stable_diffusion import open_network
+
         place = "cpu" if self.offload else self.device
-        return model.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)
+        model = open_network(network, folder).eval().requires_grad_(False)
+        return model.to(place, self.dtype, memory_format=torch.channels_last)
 
     def _at_work(self, *networks: torch.nn.Module) -> None:
         """Where memory is short, only these networks are on the device."""

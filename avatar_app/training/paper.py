@@ -38,7 +38,7 @@ from avatar_app.diffusion.frames import to_bytes_range, to_frames
 from avatar_app.diffusion.lora import frozen_state, learn_lora, learnt_lora, merge_lora
 from avatar_app.diffusion.prompts import empty_text_tokens
 from avatar_app.diffusion.samplers import make_scheduler
-from avatar_app.import_original import (
+from avatar_app.stable_diffusion import (
     check_size,
     find_stages,
     open_network,

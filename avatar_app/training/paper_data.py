@@ -25,8 +25,8 @@ from tqdm import tqdm
 from avatar_app.diffusion.alignment import resize, similarity
 from avatar_app.diffusion.inpainting import FaceCropper, five_points
 from avatar_app.diffusion.prompts import TOKENS, PictureEncoder
-from avatar_app.import_original import open_network
 from avatar_app.mesh.conditions import condition_renderer
+from avatar_app.stable_diffusion import open_network
 from avatar_app.training.dataset import Footage
 from avatar_app.training.paper_needs import check_disk
 from talkshow_bridge.errors import InputError, shown

@@ -8,13 +8,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
-from safetensors.torch import save_file
 
 from avatar_app.anchors import Anchor, load_anchor, seal_anchor
-from avatar_app.diffusion.prompts import empty_text_tokens, picture_tokens
-from avatar_app.import_original import open_network, open_scheduler, open_stage, write_network
+from avatar_app.stable_diffusion import PartSource, write_parts
 from avatar_app.training.dataset import Footage
 from avatar_app.training.package import most_upright
 from avatar_app.training.paper import GUIDANCE, Base
@@ -51,25 +48,15 @@ def package_paper(
 
 def _assemble(footage: Footage, source: Path, trained: dict[Part, Path], base: Base, folder: Path, half: bool) -> dict:
     """Write all files but the manifest, which is returned without id and facts."""
-    dtype = torch.float16 if half else torch.float32
     histories = {part: json.loads((path.parent / "training.json").read_text()) for part, path in trained.items()}
     looks = {part: Look(**history["look"]) for part, history in histories.items()}
     size, shown = looks["body"].size, most_upright(footage)
-    open_scheduler(base.folder).save_pretrained(folder / "scheduler")
-    autoencoder = open_network(AutoencoderKL, base.folder / "vae")
-    write_network(autoencoder, folder / "vae", dtype)
-    if "head" in trained and base.inpainting:
-        write_network(open_network(AutoencoderKL, base.inpainting / "vae"), folder / "face" / "vae", dtype)
+    parts = {}
     for part, path in trained.items():
-        name = "face" if part == "head" else "body"
-        for kind, network in open_stage(path, name, autoencoder.config.latent_channels).items():
-            write_network(network, folder / name / kind, dtype)
         photo = reference_photo(View(footage, looks[part])(shown)[0], looks[part])
-        tokens = {
-            "prompt": picture_tokens(base.encoder, photo),
-            "negative": empty_text_tokens(base.of(part) / "text_encoder"),
-        }
-        save_file({key: value.contiguous() for key, value in tokens.items()}, folder / name / "embeddings.safetensors")
+        side = looks[part].size
+        parts["face" if part == "head" else "body"] = PartSource(path, base.of(part), photo, (side, side))
+    write_parts(parts, base.encoder, folder, torch.float16 if half else torch.float32)
     Image.fromarray(View(footage, looks["body"])(shown)[0]).save(folder / "thumbnail.jpg", quality=88)
     manifest = {
         "kind": "stable-diffusion",
