@@ -143,8 +143,16 @@ def test_an_upload_that_the_disk_has_no_room_for(tmp_path, monkeypatch):
     assert TestClient(page).post("/gradio_api/run/list_jobs", content=b"x").status_code == 200
 
 
-def test_files_are_not_fetched_from_addresses(server):
+def test_files_are_not_fetched_from_addresses(server, speech):
     visitor = Visitor(server.url)
-    address = {"path": "https://example.com/a.wav", "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(RuntimeError, match="addresses are not fetched"):
-        visitor.queue(speech=address, anchor="tiny", preset="draft")
+    with open(speech, "rb") as file:
+        path = visitor.ask("upload", "POST", "/gradio_api/upload", files={"files": file}).json()[0]
+
+    def queue(address: str) -> str:
+        return visitor.queue(speech={"path": address, "meta": {"_type": "gradio.FileData"}}, anchor="tiny")
+
+    assert visitor.call("stop_job", queue(f"{server.url}/gradio_api/file={path}"))["name"] == "speech"
+    climbing = f"{path}/../../../jobs/jobs.db"
+    for address in ("https://example.com/a.wav", *(f"http://x/gradio_api/file={p}" for p in ("/etc/passwd", climbing))):
+        with pytest.raises(RuntimeError, match="addresses are not fetched"):
+            queue(address)

@@ -9,11 +9,11 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from anyio import CapacityLimiter, to_thread
 from gradio import processing_utils
-from gradio.utils import get_upload_folder
+from gradio.utils import get_upload_folder, is_in_or_equal
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
@@ -160,12 +160,16 @@ def _bounded(receive: Receive, limit: int, upload: bool) -> Receive:
 
 
 def fetch_nothing() -> None:
-    """gradio downloads a file that is given as an address; this server asks no other."""
+    """gradio downloads a file that is given as an address. This server asks no other: the address of an upload, as
+    assistants give it, is taken for the file itself, and any other is refused."""
 
-    async def refuse(url: str, cache_dir: str) -> str:
+    async def uploaded(url: str, cache_dir: str) -> str:
+        path = unquote(url).partition("/gradio_api/file=")[2]
+        if path and is_in_or_equal(path, get_upload_folder()) and os.path.isfile(path):
+            return path
         raise InputError("Please upload the file itself: addresses are not fetched.")
 
-    processing_utils.async_ssrf_protected_download = refuse
+    processing_utils.async_ssrf_protected_download = uploaded
 
 
 def media_routes(jobs: Jobs) -> list[Route]:
