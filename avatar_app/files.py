@@ -11,22 +11,23 @@ from pathlib import Path
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
+def unfinished(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path``; what lies there at the end of the block replaces it, on an error it is removed.
 
-    The bytes are on the disk before the name is, so that not even a power cut leaves half a file under it.
+    durable: the bytes are on the disk before the name is, so that not even a power cut leaves half a file under it.
     """
     temporary = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(6)}{path.suffix}.part")
     try:
         yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "r+b") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, facts: dict, indent: int | None = None) -> Path:
-    with unfinished(path) as temporary:
+def write_json(path: Path, facts: dict, indent: int | None = None, durable: bool = True) -> Path:
+    with unfinished(path, durable) as temporary:
         temporary.write_text(json.dumps(facts, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

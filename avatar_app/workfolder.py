@@ -69,8 +69,10 @@ class WorkFolder:
         return Motion.load(path)
 
     def keep(self, frames: int, state: dict) -> None:
-        """What the observers have seen after so many frames; call it before the piece that ends there is complete."""
-        write_json(self.path / f"seen-{frames:09d}.json", state)
+        """What the observers have seen after so many frames; call it before the piece that ends there is complete.
+
+        A power cut may cost it, and then the report is about the rest of the video; waiting for the disk costs more."""
+        write_json(self.path / f"seen-{frames:09d}.json", state, durable=False)
         for old in sorted(self.path.glob("seen-*.json"))[:-STATES_KEPT]:
             old.unlink()
 
