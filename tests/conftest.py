@@ -1,5 +1,7 @@
 """Shared fixtures: a complete presenter small enough to render whole videos in seconds, made by code."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -208,3 +210,72 @@ def build_tiny_anchor(folder, body: Body, camera: Camera) -> Anchor:
             },
         },
     )
+
+
+# ------------------------------------------------------------------------------------ what presenters are trained from
+
+WIDE, HIGH, DELIVERED = 192, 128, 40  # pixels, frames
+SMALL = {"condition": {"texture_size": (32, 64)}, "unet_widths": (16, 16)}  # networks
+
+
+def picture_of(body, motion, frame, camera):
+    from avatar_app.mesh.conditions import PART, render_conditions
+
+    maps = render_conditions(body, body.pose(motion[frame : frame + 1]).vertices, camera)[0]
+    return np.where(maps[..., PART, None] > 0, (maps[..., :3] * 0.5 + 0.5) * 255, 90).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def wide_camera(tiny_camera):
+    """Of pictures larger and wider than the anchor's."""
+    return Camera(
+        5 * HIGH, (WIDE / 2 + 20, HIGH / 2), WIDE, HIGH, tiny_camera.position + (0, 0.1, 0), tiny_camera.rotation
+    )
+
+
+@pytest.fixture(scope="module")
+def delivered(tiny_body, wide_camera, tiny_motion, tmp_path_factory):
+    """Numbered pictures with masks, a motion, a camera, the person's rig; no held-out clip, no faces, no plate."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("delivered")
+    (folder / "train" / "masks").mkdir(parents=True)
+    tiny_body.save(folder / "body.safetensors")
+    (folder / "camera.json").write_text(json.dumps(wide_camera.to_dict()))
+    motion = tiny_motion[:DELIVERED]
+    motion.save(folder / "train" / "motion.npz")
+    for frame in range(DELIVERED):
+        picture = picture_of(tiny_body, motion, frame, wide_camera)
+        Image.fromarray(picture).save(folder / "train" / f"{frame:06d}.png")
+        mask = (np.abs(picture.astype(int) - 90).sum(-1) > 0).astype(np.uint8) * 255
+        Image.fromarray(mask).save(folder / "train" / "masks" / f"{frame:06d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def footage(tiny_body, tiny_camera, tiny_motion, tmp_path_factory):
+    """A footage folder whose "films" are the person's normals in colour on a grey set."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("footage")
+    tiny_body.save(folder / "body.safetensors")
+    (folder / "camera.json").write_text(json.dumps(tiny_camera.to_dict()))
+    Image.new("RGB", (tiny_camera.width, tiny_camera.height), (90, 90, 90)).save(folder / "plate.png")
+    for name, camera in (("train", tiny_camera), ("face", tiny_camera.crop(16, 0, 32, 32))):
+        (folder / name).mkdir()
+        tiny_motion.save(folder / name / "motion.npz")
+        index = {}
+        for frame in range(0, 8, 2):
+            Image.fromarray(picture_of(tiny_body, tiny_motion, frame, camera)).save(folder / name / f"{frame:06d}.png")
+            index[f"{frame:06d}.png"] = {"frame": frame, "camera": camera.to_dict()}
+        (folder / name / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture()
+def small_recipes(monkeypatch):
+    from avatar_app.training import batches
+
+    recipe = batches.Recipe(SMALL, crop=32, crops=2, whole=2, whole_share=0.5)
+    for kind in ("body", "face"):
+        monkeypatch.setitem(batches.RECIPES, kind, recipe)

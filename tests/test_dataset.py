@@ -10,47 +10,14 @@ from PIL import Image
 
 from avatar_app import InputError
 from avatar_app.mesh.body import Body
-from avatar_app.mesh.camera import Camera
-from avatar_app.mesh.conditions import PART, render_conditions
+from avatar_app.mesh.conditions import PART
 from avatar_app.training import check
 from avatar_app.training.check import as_table, check_dataset
 from avatar_app.training.dataset import Footage
 from avatar_app.training.prepare import Placing, prepare, read_delivery
 from avatar_app.video import VideoWriter
 from talkshow_bridge import rotations
-
-WIDE, HIGH = 192, 128
-FRAMES = 40
-
-
-def picture_of(body, motion, frame, camera):
-    maps = render_conditions(body, body.pose(motion[frame : frame + 1]).vertices, camera)[0]
-    return np.where(maps[..., PART, None] > 0, (maps[..., :3] * 0.5 + 0.5) * 255, 90).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def wide_camera(tiny_camera):
-    """Of pictures larger and wider than the anchor's."""
-    return Camera(
-        5 * HIGH, (WIDE / 2 + 20, HIGH / 2), WIDE, HIGH, tiny_camera.position + (0, 0.1, 0), tiny_camera.rotation
-    )
-
-
-@pytest.fixture(scope="module")
-def delivered(tiny_body, wide_camera, tiny_motion, tmp_path_factory):
-    """Numbered pictures with masks, a motion, a camera, the person's rig; no held-out clip, no faces, no plate."""
-    folder = tmp_path_factory.mktemp("delivered")
-    (folder / "train" / "masks").mkdir(parents=True)
-    tiny_body.save(folder / "body.safetensors")
-    (folder / "camera.json").write_text(json.dumps(wide_camera.to_dict()))
-    motion = tiny_motion[:FRAMES]
-    motion.save(folder / "train" / "motion.npz")
-    for frame in range(FRAMES):
-        picture = picture_of(tiny_body, motion, frame, wide_camera)
-        Image.fromarray(picture).save(folder / "train" / f"{frame:06d}.png")
-        mask = (np.abs(picture.astype(int) - 90).sum(-1) > 0).astype(np.uint8) * 255
-        Image.fromarray(mask).save(folder / "train" / "masks" / f"{frame:06d}.png")
-    return folder
+from tests.conftest import DELIVERED, HIGH, WIDE
 
 
 @pytest.fixture()
@@ -135,7 +102,7 @@ def test_a_video_must_match_its_motion(dataset, tiny_motion):
         video.write(np.stack(pictures))
     assert problems(dataset) == ""
     footage = prepare(dataset, dataset / "work")
-    assert len(Footage(footage, "train")) + len(Footage(footage, "test")) == FRAMES
+    assert len(Footage(footage, "train")) + len(Footage(footage, "test")) == DELIVERED
     spoil_motion(dataset, lambda arrays: set_fps(arrays, 30.0))
     assert "The video has 25 frames per second, the motion 30" in problems(dataset)
     spoil_motion(dataset, lambda arrays: arrays.update({k: v[:25] for k, v in arrays.items() if v.ndim > 1}))

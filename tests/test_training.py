@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
 
 from avatar_app import InputError
 from avatar_app.anchors import load_anchor
@@ -16,40 +15,10 @@ from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.evaluation.anchor import make_frames, score
 from avatar_app.evaluation.metrics import motion_error, psnr, shimmer, ssim
 from avatar_app.evaluation.truth import Truth
-from avatar_app.mesh.conditions import PART, render_conditions
 from avatar_app.training import batches, train
 from avatar_app.training.dataset import Footage, average_colours, places
 from avatar_app.training.distil import Distiller
 from avatar_app.training.package import package
-
-SMALL = dict(condition=dict(texture_size=(32, 64)), unet_widths=(16, 16))
-
-
-@pytest.fixture(scope="module")
-def footage(tiny_body, tiny_camera, tiny_motion, tmp_path_factory):
-    """A footage folder whose "films" are the person's normals in colour on a grey set."""
-    folder = tmp_path_factory.mktemp("footage")
-    tiny_body.save(folder / "body.safetensors")
-    (folder / "camera.json").write_text(json.dumps(tiny_camera.to_dict()))
-    Image.new("RGB", (tiny_camera.width, tiny_camera.height), (90, 90, 90)).save(folder / "plate.png")
-    for name, camera in (("train", tiny_camera), ("face", tiny_camera.crop(16, 0, 32, 32))):
-        (folder / name).mkdir()
-        tiny_motion.save(folder / name / "motion.npz")
-        index = {}
-        for frame in range(0, 8, 2):
-            maps = render_conditions(tiny_body, tiny_body.pose(tiny_motion[frame : frame + 1]).vertices, camera)[0]
-            picture = np.where(maps[..., PART, None] > 0, (maps[..., :3] * 0.5 + 0.5) * 255, 90).astype(np.uint8)
-            Image.fromarray(picture).save(folder / name / f"{frame:06d}.png")
-            index[f"{frame:06d}.png"] = {"frame": frame, "camera": camera.to_dict()}
-        (folder / name / "index.json").write_text(json.dumps(index))
-    return folder
-
-
-@pytest.fixture()
-def small_recipes(monkeypatch):
-    recipe = batches.Recipe(SMALL, crop=32, crops=2, whole=2, whole_share=0.5)
-    for kind in ("body", "face"):
-        monkeypatch.setitem(batches.RECIPES, kind, recipe)
 
 
 def test_crops_are_parts_of_the_whole(footage):

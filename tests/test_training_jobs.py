@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures of other files)
 """Trainings that belong to the server: data sets by name, orders that are refused, a job that stops and goes on."""
 
 import json
@@ -17,7 +16,6 @@ from avatar_app.jobs.store import WORK
 from avatar_app.training import build
 from avatar_app.training.check import check_dataset
 from avatar_app.trust.consent import Consent
-from tests.test_dataset import delivered, wide_camera  # noqa: F401  (fixtures)
 
 NOBODY = Consent(kind="synthetic")
 

@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures of other files)
 """`anchors train`, `anchors pretrain` and `bench anchors`: from a delivered data set to a measured package."""
 
 import shutil
@@ -21,8 +20,6 @@ from avatar_app.training.dataset import Footage
 from avatar_app.training.delivery import read_video
 from avatar_app.training.distil import Distiller, ship
 from avatar_app.training.package import package
-from tests.test_dataset import delivered, wide_camera  # noqa: F401  (fixtures)
-from tests.test_training import footage, small_recipes  # noqa: F401
 
 FACTS = {"name": "Small", "licence": "CC0-1.0", "consent": {"kind": "synthetic"}, "description": "Small."}
 CONSENT = ["--consent", "synthetic", "--agree"]

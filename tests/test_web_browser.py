@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (fixtures of other files)
 """The page in a real browser: Chromium driven by Playwright, with workers and the tiny anchor.
 
 Needs `pip install playwright` and a Chromium of the system (or its path in CHROMIUM); skipped without them. The page
@@ -16,7 +15,6 @@ import pytest
 from avatar_app.video import probe
 from tests.server import Server
 from tests.speech import write_speech
-from tests.test_dataset import delivered, wide_camera  # noqa: F401  (fixtures)
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
