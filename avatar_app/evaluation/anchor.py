@@ -22,7 +22,6 @@ from avatar_app.diffusion.windows import native_windows
 from avatar_app.evaluation.landmarks import landmark_distance
 from avatar_app.evaluation.metrics import motion_error, psnr, seam, shimmer, ssim
 from avatar_app.evaluation.truth import QUALITIES, Truth, encode
-from avatar_app.mesh.conditions import render_conditions
 from avatar_app.trust.consent import require_consent
 
 HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
@@ -124,8 +123,7 @@ def with_face(anchor: Anchor, networks: Path, folder: Path) -> Anchor:
 def make_frames(anchor: Anchor, vertices: np.ndarray, preset: str, overrides: dict | None = None) -> np.ndarray:
     """Posed vertices (N, V, 3) -> uint8 frames, exactly as a render makes them."""
     options = anchor.preset(preset, overrides)
-    conditions = (render_conditions(anchor.body, vertices[[n]], anchor.camera) for n in range(len(vertices)))
-    frames = np.concatenate(list(FrameGenerator(anchor, options).frames(conditions)))
+    frames = np.concatenate(list(FrameGenerator(anchor, options).frames(np.split(vertices, len(vertices)))))
     return FaceEnhancer(anchor, options).enhance(frames, vertices) if options.face and anchor.has_face else frames
 
 
