@@ -44,7 +44,7 @@ PATIENCE = 1.5  # s that a render gets to stop by itself
 TRAINING_PATIENCE = 60.0  # s that a training gets; it saves what it has
 IDLE = 300.0  # s without a job after which the process ends and gives its memory back
 POLL = 0.3  # s between two looks into the queue
-OUR_FAULT = "The render failed on our side; the log of the server tells why."
+OUR_FAULT = "That failed on our side; the log of the server tells why."
 
 log = logging.getLogger("avatar_app.jobs")
 

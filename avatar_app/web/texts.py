@@ -188,7 +188,7 @@ SENTENCES = {
     r"All subtitles begin after the end .+": "所有字幕都在语音结束之后；是否属于另一段语音？",
     r"The disk is full: .+": "磁盘已满：请删除旧视频或腾出空间后重试。",
     r"The render was broken off (\d+) times .+": "制作在同一处中断了 {0} 次；本机内存可能不足。",
-    r"The render failed on our side; .+": "服务器出错，详情见服务器日志。",
+    r"That failed on our side; .+": "服务器出错，详情见服务器日志。",
     r"Unknown anchor '(.+?)'.+": "没有名为“{0}”的主播。",
     r"Anchor '(.+?)' is (?:damaged|incomplete).+": "主播“{0}”的文件已损坏或不完整。",
     r"An anchor '(.+?)' exists already.+": "已有名为“{0}”的主播；请先删除它或换一个名称。",
