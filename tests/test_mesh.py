@@ -125,6 +125,23 @@ def test_nearer_surface_wins_and_nothing_leaks_between_triangles():
     assert (part == 2).sum() == pytest.approx((2 * 0.4 * SIZE / 1.8) ** 2, rel=0.05)
 
 
+@pytest.mark.parametrize(("gap", "inside", "seen"), [(3, True, 2), (3, False, 0), (8, True, 0)])
+def test_slits_show_the_inside_and_gaps_the_set(gap, inside, seen):
+    camera = straight_camera()
+    left, back = square(0.0), square(-0.1)
+    half = gap / SIZE  # metres at the board: a pixel is 2 / SIZE wide there
+    left.vertices[:, 0] = [-0.4, -half, -half, -0.4]
+    right = left.vertices * [-1, 1, 1]
+    faces = [left.faces, left.faces[:, ::-1] + 4] + [back.faces[:, ::-1] + 8] * inside
+    board = left
+    board.vertices = np.concatenate([left.vertices, right, back.vertices]).astype(np.float32)
+    board.face_uv = np.concatenate([back.face_uv] * len(faces))
+    board.part = np.repeat(np.array([0, 0, 1], np.uint8)[: len(faces)], 2)
+    board.faces = np.concatenate(faces).astype(np.int32)
+    part = render_conditions(board, board.vertices[None], camera)[0, SIZE // 2, :, PART]
+    assert part[SIZE // 2] == seen and part[SIZE // 2 - gap] == 1
+
+
 def test_triangles_behind_the_camera_are_dropped():
     board = square(0.0)
     assert not render_conditions(board, board.vertices[None] + [0, 0, 5.0], straight_camera()).any()

@@ -18,7 +18,7 @@ def render_conditions(body, vertices: np.ndarray, camera: Camera) -> np.ndarray:
 
     Channels: 0-2 unit normal in camera space (x right, y down, z into the scene), 3-5 position of the same surface
     point in the rest pose (m), 6-7 texture coordinates, 8 part (k+1 = `body.part_names[k]`), 9 inverse depth (1/m).
-    `body` gives faces, face_uv, part and the rest vertices. Back faces are not drawn.
+    `body` gives faces, face_uv, part and the rest vertices. Back faces are drawn in slits alone, see `rasterize`.
     """
     maps = np.zeros((len(vertices), camera.height, camera.width, CHANNELS), np.float32)
     for frame, out in zip(vertices, maps, strict=True):

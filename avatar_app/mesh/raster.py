@@ -8,6 +8,7 @@ import numba
 import numpy as np
 
 NEAR = 0.01  # metres; triangles that come closer to the camera plane than this are dropped
+SLIT = 4  # pixels; where the surface gapes less than this, its inside is seen, not what is behind the body
 
 
 @numba.njit(nogil=True, cache=True)
@@ -68,7 +69,7 @@ def surface_weights(points, a, b, c, x, y):
 
 @numba.njit(nogil=True, cache=True)
 def rasterize(points, faces, width, height):
-    """Visible front faces.
+    """Visible front faces, and back faces in slits: gaps of at most SLIT pixels that open where clothes or hair fold.
 
     points (V, 3) float64: x, y in pixels (y down) and depth in metres, as `Camera.project` returns them.
     faces (F, 3) integers, counter-clockwise seen from outside.
@@ -76,6 +77,17 @@ def rasterize(points, faces, width, height):
     """
     face_id = np.full((height, width), -1, np.int32)
     inverse_depth = np.zeros((height, width), np.float32)
+    _draw(points, faces, False, np.ones((height, width), np.bool_), face_id, inverse_depth)
+    slits = _slits(face_id)
+    if slits.any():
+        _draw(points, faces, True, slits, face_id, inverse_depth)
+    return face_id, inverse_depth
+
+
+@numba.njit(nogil=True, cache=True)
+def _draw(points, faces, back, allowed, face_id, inverse_depth):
+    """The nearest front (or back) faces, in the allowed (height, width) pixels alone."""
+    height, width = face_id.shape
     for t in range(faces.shape[0]):
         a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
         z0, z1, z2 = points[a, 2], points[b, 2], points[c, 2]
@@ -83,7 +95,7 @@ def rasterize(points, faces, width, height):
             continue
         x0, y0, x1, y1, x2, y2 = points[a, 0], points[a, 1], points[b, 0], points[b, 1], points[c, 0], points[c, 1]
         area = (y1 - y2) * (x0 - x2) + (x2 - x1) * (y0 - y2)
-        if area > -1e-9:  # clockwise on a y-down picture is the front; the rest is back-facing or edge-on
+        if (area if back else -area) < 1e-9:  # clockwise on a y-down picture is the front; the rest is edge-on
             continue
         left, right = max(0, int(np.floor(min(x0, x1, x2)))), min(width - 1, int(np.floor(max(x0, x1, x2))))
         top, bottom = max(0, int(np.floor(min(y0, y1, y2)))), min(height - 1, int(np.floor(max(y0, y1, y2))))
@@ -97,6 +109,8 @@ def rasterize(points, faces, width, height):
             w0_row = w0_y * (y + 0.5 - y2) - w0_x * x2
             w1_row = w1_y * (y + 0.5 - y2) - w1_x * x2
             for x in range(left, right + 1):
+                if not allowed[y, x]:
+                    continue
                 w0 = w0_x * (x + 0.5) + w0_row
                 w1 = w1_x * (x + 0.5) + w1_row
                 w2 = 1.0 - w0 - w1
@@ -105,4 +119,22 @@ def rasterize(points, faces, width, height):
                     if nearness > inverse_depth[y, x]:
                         inverse_depth[y, x] = nearness
                         face_id[y, x] = t
-    return face_id, inverse_depth
+
+
+@numba.njit(nogil=True, cache=True)
+def _slits(face_id):
+    """Pixels (height, width) bool of empty runs, across or down, of at most SLIT with a face at both ends."""
+    height, width = face_id.shape
+    slits = np.zeros((height, width), np.bool_)
+    last_row = np.full(width, -height, np.int64)  # where a face was last seen
+    for y in range(height):
+        last = -width
+        for x in range(width):
+            if face_id[y, x] < 0:
+                continue
+            if 1 < x - last <= SLIT + 1:
+                slits[y, last + 1 : x] = True
+            if 1 < y - last_row[x] <= SLIT + 1:
+                slits[last_row[x] + 1 : y, x] = True
+            last, last_row[x] = x, y
+    return slits
