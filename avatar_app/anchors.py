@@ -263,6 +263,13 @@ def anchor_folders() -> list[Path]:
     return ([Path(own).expanduser()] if own else []) + [BUNDLED]
 
 
+def motion_model_folder(name: str | None) -> Path | None:
+    """A motion model by folder; "talkshow" is where `launch.py motion import` puts one, beside the user's anchors."""
+    if name == "talkshow":
+        return anchor_folders()[0].parent / name
+    return None if name is None else Path(name)
+
+
 def list_anchors() -> list[Anchor]:
     """All readable anchors, by id; damaged manifests are left out here and reported by `load_anchor`."""
     found: dict[str, Anchor] = {}

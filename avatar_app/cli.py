@@ -7,12 +7,12 @@ import logging
 import os
 import signal
 import sys
-import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avatar_app import cli_anchors, cli_batch, cli_motion, cli_trust
+from avatar_app.progress_line import ProgressLine
 from avatar_app.settings import LIPS, PRESETS, STYLES, RenderSettings
 from talkshow_bridge.errors import InputError
 
@@ -315,32 +315,3 @@ def _doctor(options: argparse.Namespace) -> int:
     from avatar_app.doctor import main as doctor
 
     return doctor()
-
-
-class ProgressLine:
-    """One line on stderr that rewrites itself on a terminal; in a log, a line at each stage and each tenth."""
-
-    def __init__(self) -> None:
-        self._stage, self._started, self._tenth = "", 0.0, 0
-        self._terminal = sys.stderr.isatty()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._started, self._tenth = stage, now, -1
-        tenth = 10 * done // max(total, 1)
-        if not self._terminal and tenth == self._tenth:
-            return
-        self._tenth = tenth
-        text = f"{stage} {done}/{total}" if total > 1 else f"{stage} ..."
-        if 0 < done < total:
-            text += f", about {time_left(done, total, now - self._started)} left"
-        finished = done == total and total > 1
-        end = "\n" if finished or not self._terminal else ""
-        print(f"\r\x1b[K{text}" if self._terminal else text, end=end, file=sys.stderr, flush=True)
-
-
-def time_left(done: int, total: int, elapsed: float) -> str:
-    """Remaining time at the pace so far, as people say it."""
-    seconds = round(elapsed / done * (total - done))
-    return f"{seconds} s" if seconds < 100 else f"{round(seconds / 60)} min"

@@ -97,7 +97,7 @@ def bench_anchors(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from avatar_app.anchors import MANIFEST, anchor_folders
-    from avatar_app.cli import ProgressLine
+    from avatar_app.progress_line import ProgressLine
     from avatar_app.training.build import Order, anchor_facts, build_anchor
 
     out = anchor_folders()[0] / options.out if Path(options.out).name == options.out else Path(options.out).resolve()
@@ -126,7 +126,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
-    from avatar_app.cli import ProgressLine
+    from avatar_app.progress_line import ProgressLine
     from avatar_app.training.build import Order, pretrain
 
     _check_numbers(options)

@@ -30,8 +30,8 @@ def add_batch_command(commands) -> None:
 
 def run_batch(options: argparse.Namespace) -> int:
     from avatar_app import batch
-    from avatar_app.cli import ProgressLine
     from avatar_app.pipeline import best_device
+    from avatar_app.progress_line import ProgressLine
 
     defaults = RenderSettings.load(options.settings) if options.settings else RenderSettings()
     device = options.device or best_device()

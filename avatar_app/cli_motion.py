@@ -61,8 +61,8 @@ def add_bench_options(group) -> None:
 
 def bench_motion(options: argparse.Namespace) -> None:
     """Print what lips and gestures measure, beside TalkSHOW's and a reference where the user has them."""
+    from avatar_app.anchors import motion_model_folder
     from avatar_app.bench import sample_files
-    from avatar_app.pipeline import motion_model_folder
     from talkshow_bridge.audio import load_speech
     from talkshow_bridge.evaluation import table
     from talkshow_bridge.generator import MotionGenerator
@@ -82,7 +82,7 @@ def bench_motion(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    from avatar_app.pipeline import motion_model_folder
+    from avatar_app.anchors import motion_model_folder
     from talkshow_bridge.checkpoints import convert
 
     print(f"Wrote {convert(options.source, options.out or motion_model_folder('talkshow'))}")

@@ -116,7 +116,7 @@ def _anchor_problem(anchor: Anchor) -> str | None:
 def _model_problem(folder: str | None) -> str | None:
     if folder is None:
         return None
-    from avatar_app.pipeline import motion_model_folder
+    from avatar_app.anchors import motion_model_folder
     from talkshow_bridge.checkpoints import holds_talkshow
 
     path = motion_model_folder(folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from avatar_app.anchors import Anchor, Preset, anchor_folders, list_anchors, load_anchor
+from avatar_app.anchors import Anchor, Preset, list_anchors, load_anchor, motion_model_folder
 from avatar_app.comparison import FaceComparison
 from avatar_app.estimate import remember
 from avatar_app.evaluation.report import QualityReport
@@ -203,13 +203,6 @@ def check_face(settings: RenderSettings, body) -> None:
     folder = motion_model_folder(settings.motion_model)
     if folder and holds_talkshow(folder) and settings.lips == "official" and body.expression_space != "flame100":
         raise InputError("TalkSHOW's face means nothing to this presenter: with `--lips bundled` it gets our lips.")
-
-
-def motion_model_folder(name: str | None) -> Path | None:
-    """A motion model by folder; "talkshow" is where `launch.py motion import` puts one, beside the user's anchors."""
-    if name == "talkshow":
-        return anchor_folders()[0].parent / name
-    return None if name is None else Path(name)
 
 
 def fit_motion(motion: Motion, recording: Speech | None, fps: float) -> Motion:

@@ -24,6 +24,7 @@ from talkshow_bridge.prosody import Prosody
 from talkshow_bridge.skeleton import LEFT, RIGHT
 from talkshow_bridge.vq_vae import FRAMES_PER_CODE
 
+BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "motion"
 WEIGHTS = "gestures.safetensors"
 PRESENCE_RATE = 60.0  # Hz
 USUAL_TEMPERATURE = 0.8  # what a temperature of 1 means: at the training's own, codes flicker between strokes

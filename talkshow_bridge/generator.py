@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from talkshow_bridge.audio import Speech, load_speech
-from talkshow_bridge.bundled import BundledGestures, Gestures
+from talkshow_bridge.bundled import BUNDLED, BundledGestures
 from talkshow_bridge.checkpoints import holds_talkshow
 from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import log_mel
 from talkshow_bridge.lip_net import LipNet
 from talkshow_bridge.lips import effort_of, mouth
-from talkshow_bridge.motion import ARKIT_52, Motion
+from talkshow_bridge.motion import Motion
 from talkshow_bridge.planner import STYLES
-from talkshow_bridge.presence import Presence
+from talkshow_bridge.presence import add_upper_face
 from talkshow_bridge.prosody import analyse
 
 if TYPE_CHECKING:
     from talkshow_bridge.talkshow import TalkShow
-
-BUNDLED = Path(__file__).resolve().parent.parent / "checkpoints" / "motion"
 
 
 class MotionGenerator:
@@ -71,7 +68,7 @@ class MotionGenerator:
         prosody = analyse(speech.samples, mels)
         gestures = self.gestures.move(prosody, mels, count, fps, seed, style, energy, temperature, top_p)
         jaw, expression = mouth(self.lips.run(mels), count, fps, effort_of(mels))
-        add_upper_face(expression, gestures)
+        add_upper_face(expression, gestures.blink, gestures.brow, gestures.smile)
         meta = {
             "generator": "avatar_app gesture model, lip net", "seed": seed, "energy": energy, "style": style,
             "temperature": temperature, "top_p": top_p,
@@ -82,16 +79,3 @@ class MotionGenerator:
             fps, jaw, gestures.eyes, gestures.eyes, still, gestures.body, gestures.left_hand, gestures.right_hand,
             expression, still, self.expression_space, meta=meta,
         )  # fmt: skip
-
-
-def add_upper_face(expression: np.ndarray, gestures: Gestures | Presence) -> None:
-    """Blinks, brows and the slight smile, added in place to (N, 52) mouth weights."""
-    smile = gestures.smile * (1 - 0.7 * expression[:, ARKIT_52.index("mouthFunnel")])
-    tracks = {
-        "eyeBlinkLeft": gestures.blink, "eyeBlinkRight": gestures.blink, "browInnerUp": 0.45 * gestures.brow,
-        "browOuterUpLeft": 0.5 * gestures.brow, "browOuterUpRight": 0.5 * gestures.brow,
-        "mouthSmileLeft": smile, "mouthSmileRight": smile,
-    }  # fmt: skip
-    for name, curve in tracks.items():
-        expression[:, ARKIT_52.index(name)] += curve
-    np.clip(expression, 0, 1, out=expression)

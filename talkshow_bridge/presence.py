@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from talkshow_bridge.curves import add_bump, drift, key_curve, smooth
+from talkshow_bridge.motion import ARKIT_52
 from talkshow_bridge.planner import Style
 from talkshow_bridge.prosody import Prosody
 from talkshow_bridge.skeleton import index
@@ -162,3 +163,16 @@ def _rising(keys: list[float], values: list[np.ndarray]) -> tuple[np.ndarray, np
     for k in range(1, len(times)):
         times[k] = max(times[k], times[k - 1] + 1e-3)
     return times, np.array(values)
+
+
+def add_upper_face(expression: np.ndarray, blink: np.ndarray, brow: np.ndarray, smile: np.ndarray) -> None:
+    """Tracks (N,) as `Presence` has them, added in place to mouth weights (N, 52)."""
+    smile = smile * (1 - 0.7 * expression[:, ARKIT_52.index("mouthFunnel")])
+    tracks = {
+        "eyeBlinkLeft": blink, "eyeBlinkRight": blink, "browInnerUp": 0.45 * brow,
+        "browOuterUpLeft": 0.5 * brow, "browOuterUpRight": 0.5 * brow,
+        "mouthSmileLeft": smile, "mouthSmileRight": smile,
+    }  # fmt: skip
+    for name, curve in tracks.items():
+        expression[:, ARKIT_52.index(name)] += curve
+    np.clip(expression, 0, 1, out=expression)

@@ -63,7 +63,7 @@ class TalkShow:
         face, gestures = load_talkshow(folder, device)
         if lips == "official":
             return cls(face, gestures)
-        from talkshow_bridge.generator import BUNDLED
+        from talkshow_bridge.bundled import BUNDLED
         from talkshow_bridge.lip_net import LipNet
 
         return cls(face, gestures, LipNet.load(BUNDLED, device))
@@ -166,17 +166,17 @@ class TalkShow:
         if self.lips is None:
             return {}
         from talkshow_bridge.features import log_mel
-        from talkshow_bridge.generator import add_upper_face
         from talkshow_bridge.lips import effort_of, mouth
         from talkshow_bridge.planner import STYLES
-        from talkshow_bridge.presence import hold_presence
+        from talkshow_bridge.presence import add_upper_face, hold_presence
         from talkshow_bridge.prosody import analyse
 
         mels = log_mel(speech.samples)
         jaw, expression = mouth(self.lips.run(mels), count, fps, effort_of(mels))
         times, random = np.arange(count) / fps, np.random.default_rng(seed)
         prosody = analyse(speech.samples, mels)
-        add_upper_face(expression, hold_presence(prosody, times, fps, STYLES["neutral"], 1.0, random))
+        presence = hold_presence(prosody, times, fps, STYLES["neutral"], 1.0, random)
+        add_upper_face(expression, presence.blink, presence.brow, presence.smile)
         return {"jaw": jaw, "expression": expression, "expression_space": self.expression_space}
 
     def _speaker(self, style: str | int) -> int:

@@ -25,9 +25,10 @@ from torch.nn import functional
 
 from avatar_app.diffusion.denoise import NATIVE_SCHEDULER, guide, seeded_noise
 from avatar_app.diffusion.networks import Condition, NativeNetworks
+from avatar_app.files import write_json
 from avatar_app.training.batches import SETS, Batches, stack
 from avatar_app.training.dataset import Sample
-from avatar_app.training.train import FIELDS, importance, stop_with, write_json
+from avatar_app.training.train import FIELDS, importance, stop_with
 
 log = logging.getLogger(__name__)
 TEACHER_STEPS = 20
@@ -70,7 +71,8 @@ class Distiller:
             if self.count % 20 == 0:
                 log.info("step %d, loss %.4f", self.count, sum(losses[-20:]) / 20)
             if self.count % 4 == 0:
-                write_json(out / "progress.json", {"step": self.count, "seconds": self.elapsed, "of": seconds})
+                facts = {"step": self.count, "seconds": self.elapsed, "of": seconds}
+                write_json(out / "progress.json", facts, durable=False)
             if time.time() - saved > 120:
                 self.save(out)
                 saved = time.time()

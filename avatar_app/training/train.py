@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import os
 import signal
@@ -35,6 +34,7 @@ from torch.nn import functional
 
 from avatar_app.diffusion.denoise import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import ConditionEncoder, NativeNetworks
+from avatar_app.files import write_json
 from avatar_app.mesh.conditions import PART
 from avatar_app.training.batches import RECIPES, Batches, stack
 from avatar_app.training.dataset import Footage, Sample, average_colours
@@ -236,7 +236,7 @@ class Trainer:
                 self.tell(np.mean(report[-50:], axis=0), seconds)
             if time.time() - noted > 2:
                 facts = {"step": self.step, "seconds": self.elapsed, "of": seconds, "held_out": self.scores}
-                write_json(self.out / "progress.json", facts)
+                write_json(self.out / "progress.json", facts, durable=False)
                 noted = time.time()
             if self.elapsed - checked > max(60, CHECK_SHARE * seconds):
                 checked = self.elapsed
@@ -344,13 +344,6 @@ class Trainer:
 def own_options(config: dict) -> dict:
     """A diffusers configuration without the library's private entries."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def write_json(path: Path, facts: dict) -> None:
-    """Readers see the old file or the new one, never a half."""
-    unfinished = path.with_name(f"{path.name}.part")
-    unfinished.write_text(json.dumps(facts))
-    unfinished.replace(path)
 
 
 def noise_levels() -> tuple[Tensor, Tensor]:
