@@ -81,6 +81,7 @@ def test_pictures_of_a_set_lie_in_its_folder(delivered, tmp_path):
         ({"minutes": 0.5}, "1 to 2880 minutes"),
         ({"name": "Taken"}, "exists already"),
         ({"consent": Consent(kind="synthetic", uses=("render",))}, "does not permit training"),
+        ({"start": "stranger"}, "cannot begin with 'stranger'"),
     ],
 )
 def test_wrong_orders_are_refused(jobs, delivered, places, changes, words):
@@ -105,7 +106,7 @@ def test_a_training_tells_how_far_it_is(jobs, delivered, places, monkeypatch):
         progress("measuring and packing", 0, 1)
 
     monkeypatch.setattr(build, "build_anchor", build_anchor)
-    id = order(jobs, delivered)
+    id = order(jobs, delivered, start="eve")
     assert jobs.list("ann") == [] and jobs.claim("w") is None and jobs.claim("w", "train") == id
     job = jobs.get(id, "ann")
     assert (job.kind, job.name, job.settings.anchor, job.seconds_left > 200) == (
@@ -118,6 +119,7 @@ def test_a_training_tells_how_far_it_is(jobs, delivered, places, monkeypatch):
     assert told == [("checking", 0, 1), ("training", 80, 120), ("packing", 0, 1)]
     assert orders[0].out == places / "anchors" / "dora-studio" and orders[0].work == job.folder / WORK
     assert orders[0].facts["consent"]["kind"] == "synthetic" and orders[0].minutes == 2.0
+    assert orders[0].start == load_anchor("eve").folder
 
     assert jobs.progress(id, "w", "training", 80, 120) and jobs.get(id, "ann").stage == "training"
     assert training.scores(job) == [] and training.sheet(job, "body") is None

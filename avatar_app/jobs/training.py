@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avatar_app.anchors import MANIFEST, anchor_folders
+from avatar_app.anchors import MANIFEST, Anchor, anchor_folders, list_anchors, load_anchor
 from avatar_app.jobs.store import ORDER, WORK, Job, Jobs
 from avatar_app.unpack import DATA_SET_FILES, DATA_SET_SUFFIXES, unpack
 from talkshow_bridge.errors import InputError
@@ -57,13 +57,27 @@ def import_dataset(package: Path) -> str:
     return name
 
 
+def beginnings() -> list[Anchor]:
+    """The presenters whose networks a training may begin with."""
+    own_kind = (anchor for anchor in list_anchors() if anchor.manifest.kind == "native" and anchor.has_face)
+    return [anchor for anchor in own_kind if not anchor.manifest.consent.problem("train")]
+
+
 def submit_training(
-    jobs: Jobs, owner: str, dataset: Path, name: str, consent: Consent, minutes: float, licence: str
+    jobs: Jobs,
+    owner: str,
+    dataset: Path,
+    name: str,
+    consent: Consent,
+    minutes: float,
+    licence: str,
+    start: str | None = None,
 ) -> str:
     """Queues a training and returns the job's id. name: of the presenter; its id is made of it.
 
-    minutes: training time of each of the networks, body and face.   Raises InputError: no name, such a presenter
-    exists, the consent does not permit it, minutes outside `MINUTES`, no room.
+    minutes: training time of each of the networks, body and face.   start: id of one of the `beginnings`.
+    Raises InputError: no name, such a presenter exists, the consent does not permit it, minutes outside `MINUTES`, no
+    room, no such beginning.
     """
     from avatar_app.training.build import anchor_facts
 
@@ -75,8 +89,10 @@ def submit_training(
     anchor = anchor_id(name)
     if (anchor_folders()[0] / anchor).exists():
         raise InputError(f"An anchor '{anchor}' exists already; please take another name.")
+    if start is not None and start not in {anchor.id for anchor in beginnings()}:
+        raise InputError(f"A training cannot begin with '{start}'.")
     facts = anchor_facts(dataset, consent, name, licence)
-    order = {"dataset": str(dataset), "anchor": anchor, "minutes": minutes, "facts": facts}
+    order = {"dataset": str(dataset), "anchor": anchor, "minutes": minutes, "facts": facts, "start": start}
     rounds = 1 if (os.cpu_count() or 1) > 1 else 2  # body and face side by side, or one after the other
     return jobs.submit_training(order, owner, name, anchor, 60 * minutes * rounds + PACKING_SECONDS)
 
@@ -113,6 +129,7 @@ def train(job: Job, device: str | None, progress: Callable[[str, int, int], None
             work=work,
             facts=order["facts"],
             minutes=order["minutes"],
+            start=load_anchor(order["start"]).folder if order.get("start") else None,
             face=FACE,
             device=device or best_device(),
             sample=sample_files()[0],

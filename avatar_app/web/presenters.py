@@ -36,7 +36,7 @@ class PresentersPage:
             panel.act(self._act, self.seen, [self.status, *view], **QUIET)
         if site.manage:
             training = TrainingForm(site, self.status)
-            tab.select(training.choices, None, training.dataset, **QUIET)
+            tab.select(training.choices, None, [training.dataset, training.start], **QUIET)
             training.started(self._show, self.seen, view, **QUIET)
             with gr.Accordion(word("import"), open=False, elem_id="import"):
                 package = gr.File(label=word("import_zip"), file_types=[".zip"], type="filepath", height=130)

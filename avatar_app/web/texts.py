@@ -145,6 +145,8 @@ TEXTS = {
     "f_dataset_zip": ("or upload one (.zip)", "或上传 (.zip)"),
     "f_name": ("Name of the presenter", "主播名称"),
     "f_minutes": ("Minutes of training for each network", "每个网络的训练分钟数"),
+    "f_start": ("Begin with the networks of", "起始网络"),
+    "f_start_info": ("a presenter known already is learned from faster", "从已有主播开始，学得更快"),
     "f_licence": ("Licence of the result", "成果的许可"),
     "f_expires": ("Last day of the consent, if any", "授权截止日（如有）"),
     "start_training": ("Start training", "开始训练"),

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import gradio as gr
 
-from avatar_app.jobs.training import MINUTES, datasets, datasets_folder, import_dataset, submit_training
+from avatar_app.jobs.training import (
+    MINUTES,
+    beginnings,
+    datasets,
+    datasets_folder,
+    import_dataset,
+    submit_training,
+)
 from avatar_app.trust.statements import KINDS
 from avatar_app.web import panels
 from avatar_app.web.create import QUIET
@@ -18,6 +25,7 @@ from talkshow_bridge.errors import InputError
 
 LICENCE = "all rights reserved"
 USUAL_MINUTES = 60
+NOBODY = "–"  # to begin with
 
 
 class TrainingForm:
@@ -48,6 +56,7 @@ class TrainingForm:
                 minutes = gr.Number(
                     USUAL_MINUTES, label=word("f_minutes"), minimum=low, maximum=high, precision=0, min_width=180
                 )
+                self.start = gr.Dropdown([], label=word("f_start"), info=word("f_start_info"), min_width=180)
             with gr.Row():
                 kind = gr.Radio(
                     [(word(f"c_{kind}"), kind) for kind in KINDS], label=word("f_consent"), scale=2, min_width=260
@@ -59,12 +68,14 @@ class TrainingForm:
         check = {"fn": _check, "inputs": self.dataset, "outputs": [findings, checked, button]}
         self.dataset.select(**check, **QUIET | {"show_progress": "full"}, concurrency_limit=1)
         package.upload(self._take_in, package, [package, self.dataset], **QUIET).success(**check, **QUIET)
-        inputs = [checked, name, licence, minutes, kind, expires, agree]
+        inputs = [checked, name, licence, minutes, self.start, kind, expires, agree]
         self.started = button.click(self._start, inputs, status, **QUIET).success
 
-    def choices(self) -> gr.Dropdown:
-        """The data sets that are there now."""
-        return gr.Dropdown(choices=list(datasets()))
+    def choices(self) -> tuple[gr.Dropdown, gr.Dropdown]:
+        """The data sets, and the presenters to begin with, that are there now: for `dataset` and `start`."""
+        known = [(anchor.manifest.name, anchor.id) for anchor in beginnings()]
+        first = known[0][1] if known else NOBODY
+        return gr.Dropdown(choices=list(datasets())), gr.Dropdown(choices=[*known, (NOBODY, NOBODY)], value=first)
 
     def _take_in(self, package: str, request: gr.Request) -> tuple:
         try:
@@ -73,7 +84,7 @@ class TrainingForm:
             raise toast(str(error), language_of_request(request)) from None
         return None, gr.Dropdown(choices=list(datasets()), value=name)
 
-    def _start(self, checked, name, licence, minutes, kind, expires, agree, request: gr.Request) -> str:
+    def _start(self, checked, name, licence, minutes, start, kind, expires, agree, request: gr.Request) -> str:
         from avatar_app.trust.consent import new_consent
 
         language, place = language_of_request(request), datasets().get(checked)
@@ -87,7 +98,8 @@ class TrainingForm:
             raise toast(say(language, "need_day"), language) from None
         try:
             consent = new_consent(kind, True, **last)
-            submit_training(self.site.jobs, owner(request), place, name, consent, minutes or 0, licence)
+            start = None if start == NOBODY else start
+            submit_training(self.site.jobs, owner(request), place, name, consent, minutes or 0, licence, start)
         except InputError as error:
             raise toast(str(error), language) from None
         return panels.note(say(language, "training_queued", name=name.strip()), "good")
