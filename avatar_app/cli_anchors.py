@@ -98,7 +98,7 @@ def bench_anchors(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from avatar_app.anchors import MANIFEST, anchor_folders
     from avatar_app.progress_line import ProgressLine
-    from avatar_app.training.build import Order, anchor_facts, build_anchor
+    from avatar_app.training.build import Order, alone_in, anchor_facts, build_anchor
 
     out = anchor_folders()[0] / options.out if Path(options.out).name == options.out else Path(options.out).resolve()
     if (out / MANIFEST).exists() and not options.replace:
@@ -107,44 +107,48 @@ def _train(options: argparse.Namespace) -> None:
     _check_numbers(options)
     consent = _consent(options)
     facts = anchor_facts(options.dataset, consent, options.name or out.name, options.licence, options.description)
-    if options.kind == "stable-diffusion":
-        print(train_paper_anchor(options, out, facts))
-        return
-    order = Order(
-        dataset=options.dataset.resolve(),
-        out=out,
-        facts=facts,
-        distil_minutes=options.distil_minutes,
-        guidance=options.guidance,
-        size=options.size,
-        sample=Path(options.sample) if options.sample else _sample(),
-        **_common(options, options.work or Path("work") / out.name),
-    )
-    anchor = build_anchor(order, ProgressLine())
+    options.work = (options.work or Path("work") / out.name).resolve()
+    with alone_in(options.work):
+        if options.kind == "stable-diffusion":
+            print(train_paper_anchor(options, out, facts))
+            return
+        order = Order(
+            dataset=options.dataset.resolve(),
+            out=out,
+            facts=facts,
+            distil_minutes=options.distil_minutes,
+            guidance=options.guidance,
+            size=options.size,
+            sample=Path(options.sample) if options.sample else _sample(),
+            **_common(options),
+        )
+        anchor = build_anchor(order, ProgressLine())
     size = sum(record.size for record in anchor.manifest.files.values()) / 1e6
     print(f"{anchor.folder}  ({size:.1f} MB)")
 
 
 def _pretrain(options: argparse.Namespace) -> None:
     from avatar_app.progress_line import ProgressLine
-    from avatar_app.training.build import Order, pretrain
+    from avatar_app.training.build import Order, alone_in, pretrain
 
     _check_numbers(options)
     consent = _consent(options)
-    if options.kind == "stable-diffusion":
-        print(pretrain_paper(options, consent))
-        return
-    work = options.work or Path("work") / f"{options.out.name}-footage"
-    people = [dataset.resolve() for dataset in options.dataset]
-    facts = {"consent": consent.model_dump(mode="json")}
-    order = Order(dataset=people[0], out=options.out.resolve(), facts=facts, **_common(options, work))
-    pretrain(people, order, ProgressLine())
+    options.out = options.out.resolve()
+    options.work = (options.work or Path("work") / f"{options.out.name}-footage").resolve()
+    with alone_in(options.work):
+        if options.kind == "stable-diffusion":
+            print(pretrain_paper(options, consent))
+            return
+        people = [dataset.resolve() for dataset in options.dataset]
+        facts = {"consent": consent.model_dump(mode="json")}
+        order = Order(dataset=people[0], out=options.out, facts=facts, **_common(options))
+        pretrain(people, order, ProgressLine())
     print(f"{options.out}: to be used with `anchors train DATASET --from {options.out}`")
 
 
-def _common(options: argparse.Namespace, work: Path) -> dict:
-    names = ("minutes", "start", "face", "device", "threads", "seed")
-    return {name: getattr(options, name) for name in names} | {"work": work.resolve()}
+def _common(options: argparse.Namespace) -> dict:
+    names = ("minutes", "start", "face", "device", "threads", "seed", "work")
+    return {name: getattr(options, name) for name in names}
 
 
 def _start(name: Path) -> Path:

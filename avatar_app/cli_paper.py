@@ -38,7 +38,7 @@ def train_paper_anchor(options: argparse.Namespace, out: Path, facts: dict) -> P
     from avatar_app.training.paper_package import package_paper
     from avatar_app.trust.consent import Consent
 
-    consent, work = Consent.model_validate(facts["consent"]), _work(options, out)
+    consent, work = Consent.model_validate(facts["consent"]), options.work
     _check(options)
     footage = checked_footage(options.dataset.resolve(), work, options.size, options.face)
     trained = _train(options, [footage], work / "stable-diffusion", consent)
@@ -49,13 +49,11 @@ def pretrain_paper(options: argparse.Namespace, consent: Consent) -> Path:
     """The first stage, several people -> the folder that `--from` takes."""
     from avatar_app.training.build import checked_footage
 
-    out = options.out.resolve()
     _check(options)
     folders = [path.resolve() for path in options.dataset]
-    work = _work(options, out)
-    footage = [checked_footage(path, work / path.name, None, options.face) for path in folders]
-    _train(options, footage, out, consent)
-    return out
+    footage = [checked_footage(path, options.work / path.name, None, options.face) for path in folders]
+    _train(options, footage, options.out, consent)
+    return options.out
 
 
 def _train(options: argparse.Namespace, footage: list[Path], run: Path, consent: Consent) -> dict:
@@ -83,9 +81,3 @@ def _base(options: argparse.Namespace):
     from avatar_app.training.paper import Base
 
     return Base(options.base, options.inpainting_base, options.clip)
-
-
-def _work(options: argparse.Namespace, out: Path) -> Path:
-    work = (options.work or Path("work") / out.name).resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    return work

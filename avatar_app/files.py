@@ -1,10 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that lock a folder."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,14 @@ def write_json(path: Path, facts: dict, indent: int | None = None, durable: bool
     with unfinished(path, durable) as temporary:
         temporary.write_text(json.dumps(facts, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
+
+
+def hold(path: Path) -> sqlite3.Connection | None:
+    """A lock that is lost when it is closed or its process ends in whatever way; None while another holds it."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError:
+        connection.close()
+        return None
+    return connection

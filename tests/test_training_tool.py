@@ -195,6 +195,16 @@ def test_a_faulty_data_set_writes_nothing(delivered, tmp_path, capsys, monkeypat
     assert not (tmp_path / "work").exists() and not (tmp_path / "anchors").exists()
 
 
+def test_one_training_at_a_time_in_a_folder(delivered, tmp_path, capsys):
+    command = ["anchors", "train", str(delivered), "--out", "small", "--work", str(tmp_path / "work"), *CONSENT]
+    with build.alone_in(tmp_path / "work"):
+        (tmp_path / "work" / "footage").touch()
+        assert cli.main(command) == 2
+        assert "Another training is at work" in capsys.readouterr().err
+    with build.alone_in(tmp_path / "work"):
+        assert (tmp_path / "work" / "footage").exists()
+
+
 @pytest.mark.slow
 def test_train_makes_an_anchor_and_goes_on_after_a_stop(delivered, tmp_path, monkeypatch):
     monkeypatch.setenv("AVATAR_APP_ANCHORS", str(tmp_path / "anchors"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,7 +12,9 @@ import time
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Connection
 
+from avatar_app.files import hold
 from avatar_app.jobs.store import LANES, Jobs
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ SWEEP = 600.0  # s between two clean-ups
 CALM = 2.0  # s before a worker that died is replaced
 LOG_SIZE = 4 * 2**20  # bytes, beyond which a worker's log is put aside
 
+LOCK = "workers.lock"  # in the folder of the jobs
 DROPPED = 3  # exit code of a worker whose render did not stop by itself when its job was taken away
 
 log = logging.getLogger(__name__)
@@ -102,16 +104,16 @@ class Workers:
         others = [lane for lane in LANES if lane != "video"]
         return [Slot("video", device) for device in devices] + [Slot(lane, devices[0]) for lane in others]
 
-    def _turn(self) -> sqlite3.Connection | None:
+    def _turn(self) -> Connection | None:
         """Waits until no other server works on the folder; None when this one is stopped before."""
-        lock = _lock(self._jobs.folder)
+        lock = hold(self._jobs.folder / LOCK)
         if lock is None:
             log.info(
                 "Another server works on the jobs in %s: this one shares its queue, and takes over when it ends.",
                 self._jobs.folder,
             )
         while lock is None and not self._stopping.wait(POLL):
-            lock = _lock(self._jobs.folder)
+            lock = hold(self._jobs.folder / LOCK)
         return lock
 
     def _end(self, slot: Slot) -> None:
@@ -146,17 +148,6 @@ class Workers:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is the server's to handle
             )
-
-
-def _lock(folder: Path) -> sqlite3.Connection | None:
-    """A lock that its holder's process loses by ending in whatever way; None while another holds it."""
-    connection = sqlite3.connect(folder / "workers.lock", timeout=0, isolation_level=None)
-    try:
-        connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        connection.close()
-        return None
-    return connection
 
 
 def all_devices() -> list[str]:

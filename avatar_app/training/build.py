@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from avatar_app.anchors import MANIFEST, Anchor, load_anchor
+from avatar_app.files import hold
 from avatar_app.training.check import as_table, check_dataset
 from avatar_app.training.delivery import VIDEOS
 from avatar_app.training.package import package
@@ -86,6 +88,22 @@ def check_start(start: Path | None) -> None:
     """Raises InputError where training would begin from the networks of an anchor that must not be trained on."""
     if start is not None and (start / MANIFEST).exists():
         require_consent(load_anchor(start, verify=False), "train")
+
+
+@contextmanager
+def alone_in(work: Path) -> Iterator[None]:
+    """Raises InputError while another training works in the folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / "training.lock"
+    lock = hold(file)
+    if lock is None:
+        raise InputError(f"Another training is at work in '{work}'.")
+    try:
+        with closing(lock):
+            yield
+    finally:
+        if list(work.iterdir()) == [file]:  # refused before it began
+            shutil.rmtree(work)
 
 
 def build_anchor(order: Order, progress: Progress) -> Anchor:

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from avatar_app.diffusion.denoise import NATIVE_SCHEDULER, guide, seeded_noise
 from avatar_app.diffusion.networks import Condition, NativeNetworks
-from avatar_app.files import write_json
+from avatar_app.files import unfinished, write_json
 from avatar_app.training.batches import SETS, Batches, stack
 from avatar_app.training.dataset import Sample
 from avatar_app.training.train import FIELDS, importance, stop_with
@@ -80,8 +80,8 @@ class Distiller:
 
     def save(self, out: Path) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("student", "average", "optimizer")}
-        torch.save(state | {"count": self.count, "elapsed": self.elapsed}, out / "state.tmp")
-        (out / "state.tmp").replace(out / "state.pt")
+        with unfinished(out / "state.pt") as path:
+            torch.save(state | {"count": self.count, "elapsed": self.elapsed}, path)
 
     def resume(self, out: Path) -> None:
         state = torch.load(out / "state.pt", weights_only=True, map_location=self.device)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from avatar_app.diffusion.frames import to_bytes_range, to_frames
 from avatar_app.diffusion.lora import frozen_state, learn_lora, learnt_lora, merge_lora
 from avatar_app.diffusion.prompts import empty_text_tokens
 from avatar_app.diffusion.samplers import make_scheduler
+from avatar_app.files import unfinished, write_json
 from avatar_app.stable_diffusion import (
     check_size,
     find_stages,
@@ -238,7 +239,7 @@ class PaperTrainer:
                     f"'{place(self.out)}' was begun with another '{changed[0]}' ({before.get(changed[0])}); "
                     "go on with that, or choose another --out."
                 )
-        _replace(path, lambda part: part.write_text(json.dumps(settings)))
+        write_json(path, settings)
 
     def _plan(self, mixed: bool) -> int:
         """Tells what the run will take -> pictures at a time; sets gradient checkpointing."""
@@ -438,15 +439,15 @@ class PaperTrainer:
 
     def _keep(self) -> None:
         """checkpoint-<step>/ appears whole; the former best goes."""
-        unfinished, target = self.out / ".checkpoint", self.out / f"checkpoint-{self.step}"
-        for folder in (unfinished, target):
+        part, target = self.out / ".checkpoint", self.out / f"checkpoint-{self.step}"
+        for folder in (part, target):
             shutil.rmtree(folder, ignore_errors=True)
         if self.recipe.lora:
-            self._write_merged(unfinished)
+            self._write_merged(part)
         else:
-            write_network(self.pair.unet, unfinished / "unet")
-        write_network(self.pair.controlnet, unfinished / "controlnet")
-        unfinished.rename(target)
+            write_network(self.pair.unet, part / "unet")
+        write_network(self.pair.controlnet, part / "controlnet")
+        part.rename(target)
         for other in self.out.glob("checkpoint-*"):
             if other != target:
                 shutil.rmtree(other)
@@ -475,7 +476,8 @@ class PaperTrainer:
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        _replace(self.out / "state.pt", lambda path: torch.save(state, path))
+        with unfinished(self.out / "state.pt") as path:
+            torch.save(state, path)
         facts = {
             "steps": self.step,
             "of": self.steps,
@@ -486,7 +488,7 @@ class PaperTrainer:
             "look": asdict(self.recipe.look),
             "history": self.history,
         }
-        _replace(self.out / "training.json", lambda path: path.write_text(json.dumps(facts)))
+        write_json(self.out / "training.json", facts)
 
     def _resume(self) -> None:
         state = torch.load(self.out / "state.pt", weights_only=True, map_location="cpu")
@@ -537,13 +539,6 @@ def _part(batch: Batch, rows: slice) -> Batch:
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
     return batch.clean, batch.controls, batch.tokens, batch.seen
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """A file that is there whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.part")
-    write(unfinished)
-    unfinished.replace(path)
 
 
 def _duration(seconds: float) -> str:

@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from avatar_app.diffusion.denoise import NATIVE_SCHEDULER
 from avatar_app.diffusion.networks import ConditionEncoder, NativeNetworks
-from avatar_app.files import write_json
+from avatar_app.files import unfinished, write_json
 from avatar_app.mesh.conditions import PART
 from avatar_app.training.batches import RECIPES, Batches, stack
 from avatar_app.training.dataset import Footage, Sample, average_colours
@@ -277,8 +277,8 @@ class Trainer:
             self.best = {key: value.detach().half().cpu() for key, value in self.average.state_dict().items()}
         sheet = torch.cat(rows[:: max(1, len(rows) // 3)][:3], 1).permute(1, 2, 0)
         sheet = ((sheet.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
-        Image.fromarray(sheet).save(self.out / "unfinished-sheet.png")
-        (self.out / "unfinished-sheet.png").replace(self.out / "sheet.png")
+        with unfinished(self.out / "sheet.png", durable=False) as path:
+            Image.fromarray(sheet).save(path, "PNG")
 
     @torch.no_grad()
     def paint(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
@@ -313,8 +313,8 @@ class Trainer:
             step=self.step,
             elapsed=self.elapsed,
         )
-        torch.save(state, self.out / "state.tmp")
-        (self.out / "state.tmp").replace(self.out / "state.pt")
+        with unfinished(self.out / "state.pt") as path:
+            torch.save(state, path)
         facts = {
             "steps": self.step,
             "seconds": round(self.elapsed),
