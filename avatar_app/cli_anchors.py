@@ -9,7 +9,7 @@ from avatar_app.cli_paper import add_paper_options, pretrain_paper, train_paper_
 from avatar_app.cli_trust import add_consent_options, consent_from
 from talkshow_bridge.errors import InputError
 
-BENCH_TABLES = ("presets", "steps", "face")
+BENCH_TABLES = ("presets", "steps", "face", "body")
 
 
 def add_training_commands(actions: argparse._SubParsersAction) -> None:
@@ -63,6 +63,7 @@ def _add_common_options(action: argparse.ArgumentParser) -> None:
 def add_bench_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--table", choices=(*BENCH_TABLES, "all"), default="presets", help="default: presets")
     group.add_argument("--faces", type=Path, nargs="*", default=[], help="other trained face networks to compare")
+    group.add_argument("--bodies", type=Path, nargs="*", default=[], help="other trained body networks to compare")
     group.add_argument("--features", type=Path, help="transformers vision model for FID and identity, or FVD")
     group.add_argument("--save", type=Path, metavar="FOLDER", help="videos and a sheet of truth and presets")
 
@@ -91,7 +92,9 @@ def bench_anchors(options: argparse.Namespace) -> None:
         for held_out, truth in held_out_truths(anchor, footage).items():
             print(f"\n{anchor.id}: {len(truth.pictures)} pictures that training never saw ({held_out})\n")
             save = options.save and options.save / f"{anchor.id}-{held_out}"
-            for name, rows in bench_anchor(Bench(anchor, truth, judge), tables, options.faces, save).items():
+            for name, rows in bench_anchor(
+                Bench(anchor, truth, judge), tables, options.faces, options.bodies, save
+            ).items():
                 print(as_table(rows, name) + "\n", flush=True)
 
 

@@ -162,8 +162,15 @@ def test_a_package_brings_numbers_card_and_truth(person, small_recipes, tmp_path
     assert cli.main(["bench", "anchors", str(anchor.folder)]) == 0
     monkeypatch.setattr("avatar_app.evaluation.anchor.STEPS", (2,))
     assert cli.main(["bench", "anchors", str(anchor.folder), str(person), "--table", "steps"]) == 0
+    assert (
+        cli.main(["bench", "anchors", str(anchor.folder), "--table", "body", "--bodies", str(tmp_path / "body")]) == 0
+    )
     printed = capsys.readouterr().out
     assert "| standard |" in printed and "| 2 steps, guidance 1.5, overlap 4 |" in printed
+    own, other = (
+        line.split("|")[2:9] for line in printed.splitlines() if line.startswith(("| own |", f"| {tmp_path.name}/body"))
+    )
+    assert own == other
 
 
 REFUSED = {

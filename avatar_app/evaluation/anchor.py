@@ -1,6 +1,6 @@
 """Score an anchor against pictures of a motion that its training never saw: `launch.py bench anchors [NAME] [FOOTAGE]`.
 
-Tables: what each preset reaches; more steps, guidance and overlap; the face pass and its sizes.
+Tables: what each preset reaches; more steps, guidance and overlap; the face pass and its sizes; other body networks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from avatar_app.trust.consent import require_consent
 HANDS = ([20, *range(25, 40)], [21, *range(40, 55)])  # SMPL-X joints: wrist and fingers, left and right
 HAND_PIXELS = 72  # of a 512 px picture
 STEPS, GUIDANCE, OVERLAPS = (20, 4, 2, 1), 1.5, (4, 0)  # of the table of steps
-TABLES = ("presets", "steps", "face")
 MOVEMENT = ("movement error", "flicker", "seams")  # what only consecutive pictures can tell
 Row = dict[str, float]
 
@@ -98,26 +97,44 @@ def faces(bench: Bench, others: Sequence[Path] = ()) -> dict[str, Row]:
     if bench.anchor.has_face:
         rows[f"face {bench.anchor.manifest.face.resolution}"] = bench.row("draft", face=True)[0]
     for folder in others:
-        with tempfile.TemporaryDirectory() as temporary:
-            anchor = with_face(bench.anchor, folder, Path(temporary))
-            name = f"face {anchor.manifest.face.resolution} ({folder.name})"
-            rows[name] = replace(bench, anchor=anchor).row("draft", face=True)[0]
+        size = json.loads((folder / "training.json").read_text())["size"]
+        rows[f"face {size} ({shown(folder)})"] = _row_of(bench, "face", folder, face=True)
     return rows
 
 
-def with_face(anchor: Anchor, networks: Path, folder: Path) -> Anchor:
-    """The anchor with other face networks, put together of links in an empty folder."""
+def bodies(bench: Bench, others: Sequence[Path] = ()) -> dict[str, Row]:
+    """The anchor's body networks and others that were trained on the same person, without the face pass."""
+    rows = {"own": bench.row("draft", face=False)[0]}
+    return rows | {shown(folder): _row_of(bench, "body", folder, face=False) for folder in others}
+
+
+def shown(folder: Path) -> str:
+    """Short, and yet another for another training."""
+    return "/".join(folder.parts[-2:])
+
+
+def _row_of(bench: Bench, part: str, folder: Path, **overrides: object) -> Row:
+    with tempfile.TemporaryDirectory() as temporary:
+        anchor = with_networks(bench.anchor, part, folder, Path(temporary))
+        return replace(bench, anchor=anchor).row("draft", **overrides)[0]
+
+
+def with_networks(anchor: Anchor, part: str, networks: Path, folder: Path) -> Anchor:
+    """The anchor with other networks as its "body" or "face", put together of links in an empty folder."""
     from avatar_app.anchors import FaceSpec
     from avatar_app.diffusion.networks import NativeNetworks
 
     NativeNetworks.load(networks)  # refuses what does not fit
     for path in anchor.folder.iterdir():
-        (folder / path.name).symlink_to((networks if path.name == "face" else path).resolve())
-    if not (folder / "face").exists():
-        (folder / "face").symlink_to(networks.resolve())
-    size = json.loads((networks / "training.json").read_text())["size"]
-    face = (anchor.manifest.face or FaceSpec()).model_copy(update={"resolution": size})
-    return Anchor(folder, anchor.manifest.model_copy(update={"face": face}))
+        if path.name != part:
+            (folder / path.name).symlink_to(path.resolve())
+    (folder / part).symlink_to(networks.resolve())
+    manifest = anchor.manifest
+    if part == "face":
+        size = json.loads((networks / "training.json").read_text())["size"]
+        face = (manifest.face or FaceSpec()).model_copy(update={"resolution": size})
+        manifest = manifest.model_copy(update={"face": face})
+    return Anchor(folder, manifest)
 
 
 def make_frames(anchor: Anchor, vertices: np.ndarray, preset: str, overrides: dict | None = None) -> np.ndarray:
@@ -179,13 +196,18 @@ def _shown(value: float) -> str:
 
 
 def bench_anchor(
-    bench: Bench, tables: Sequence[str], others: Sequence[Path] = (), save: Path | None = None
+    bench: Bench,
+    tables: Sequence[str],
+    other_faces: Sequence[Path] = (),
+    other_bodies: Sequence[Path] = (),
+    save: Path | None = None,
 ) -> dict[str, dict[str, Row]]:
-    """Table -> its rows; see TABLES. Raises InputError when the anchor's consent does not permit rendering."""
+    """Table -> its rows. Raises InputError when the anchor's consent does not permit rendering."""
     require_consent(bench.anchor, "render")
     make: dict[str, Callable[[], dict[str, Row]]] = {
         "presets": lambda: presets(bench, save),
         "steps": lambda: steps(bench),
-        "face": lambda: faces(bench, others),
+        "face": lambda: faces(bench, other_faces),
+        "body": lambda: bodies(bench, other_bodies),
     }
     return {name: make[name]() for name in tables}
