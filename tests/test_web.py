@@ -234,7 +234,11 @@ def guarded(app_state=None, limit=100):
     async def length(request: Request):
         return PlainTextResponse(str(len(await request.body())))
 
-    app = Starlette(routes=[Route("/", who), Route("/post", length, methods=["POST"])], middleware=[Middleware(Guard)])
+    async def login(request: Request):
+        return PlainTextResponse("", 200 if await request.body() == b"right" else 400)
+
+    routes = [Route("/", who), Route("/post", length, methods=["POST"]), Route("/login", login, methods=["POST"])]
+    app = Starlette(routes=routes, middleware=[Middleware(Guard)])
     for name, value in (app_state or {}).items():
         setattr(app, name, value)
     return TestClient(app)
@@ -257,6 +261,19 @@ def test_with_passwords_the_user_is_the_owner():
     assert client.get("/").text == "user:ann"
     anonymous = guarded()
     assert len(anonymous.get("/").text) == 32 and anonymous.get("/").text == anonymous.get("/").text
+
+
+def test_guessing_passwords_is_slow(monkeypatch):
+    client = guarded({"auth": {"ann": "secret"}, "cookie_id": "c", "tokens": {}})
+
+    def tries(word, count):
+        return [client.post("/login", content=word).status_code for _ in range(count)]
+
+    assert tries("right", server.TRIES + 1) == [200] * (server.TRIES + 1)
+    assert tries("wrong", server.TRIES + 1) == [400] * server.TRIES + [429]
+    assert tries("right", 1) == [429] and client.get("/").status_code == 200
+    monkeypatch.setattr(server, "PENALTY", 0.0)
+    assert tries("right", 1) == [200]
 
 
 def test_a_page_for_others_needs_a_password(monkeypatch, tmp_path):

@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import secrets
+import time
+from collections import defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -55,6 +57,7 @@ SHUT = re.compile(  # what gradio would do, but this page does not need
     re.IGNORECASE,
 )
 EXPORTS_AT_ONCE = 2
+TRIES, PENALTY = 8, 60.0  # wrong passwords from one address within so many seconds
 
 
 class Guard:
@@ -68,6 +71,7 @@ class Guard:
         """local: for this machine alone, so that another name in the address, while nobody is asked for a password,
         means that a stranger's page has had its own name lead here.   limits: what uploads must leave free."""
         self._app, self._local, self._limits = app, local, limits or Limits()
+        self._wrong: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))  # passwords, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,8 +80,13 @@ class Guard:
         owner, fresh = _owner(scope["app"], cookie_parser(headers.get("cookie", "")))
         scope.setdefault("state", {})["owner"] = owner
 
+        login = scope["method"] == "POST" and scope["path"].rstrip("/") == "/login"
+        address = (scope.get("client") or ("",))[0]
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if login and message["status"] == 400:
+                    self._wrong[address].append(time.monotonic())
                 answer = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     answer.setdefault(name, value)
@@ -90,6 +99,7 @@ class Guard:
         upload = scope["path"].rstrip("/").endswith("/upload")
         limit = MAX_UPLOAD if upload else MAX_REQUEST
         refusal = self._refusal(scope, headers, owner, limit) or (self._full(headers, limit) if upload else None)
+        refusal = refusal or (self._guessed(address) if login else None)
         if refusal is not None:
             return await PlainTextResponse(refusal[1], status_code=refusal[0])(scope, receive, send_guarded)
         await self._app(scope, _bounded(receive, limit, upload), send_guarded)
@@ -111,6 +121,15 @@ class Guard:
         if owner is None and "/mcp" in scope["path"]:  # the one door that gradio leaves open
             return 401, "Please log in first."
         return None
+
+    def _guessed(self, address: str) -> tuple[int, str] | None:
+        now = time.monotonic()
+        for other in [key for key, times in self._wrong.items() if now - times[-1] > PENALTY]:
+            del self._wrong[other]
+        times = self._wrong.get(address, ())
+        if len(times) < TRIES or now - times[0] > PENALTY:
+            return None
+        return 429, "Too many wrong passwords; please wait a minute."
 
     def _full(self, headers: Headers, limit: int) -> tuple[int, str] | None:
         folder = get_upload_folder()
