@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from avatar_app.files import write_json
 from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import MAX_SIDE, Camera
@@ -37,6 +38,7 @@ from talkshow_bridge.rotations import matrix
 
 SCHEMA_VERSION = 2  # 1: consent was a sentence
 MANIFEST = "anchor.json"
+REVOKED = ".revoked.json"
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "anchors"
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
@@ -321,6 +323,10 @@ def set_consent(anchor: Anchor, consent: Consent) -> Anchor:
     if anchor.folder.resolve().is_relative_to(BUNDLED.resolve()):
         raise InputError(f"Anchor '{anchor.id}' is bundled; its consent record cannot be changed.")
     changed = Anchor(anchor.folder, anchor.manifest.model_copy(update={"consent": consent}))
+    if consent.revoked:
+        folder = anchor_folders()[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / REVOKED, _revoked() | {f"{anchor.id} {consent.id}": str(consent.revoked)})
     _write_manifest(anchor.folder, changed.manifest)
     return changed
 
@@ -365,21 +371,21 @@ def import_anchor(path: Path, replace: bool = False, consent: Consent | None = N
                 raise InputError(f"Anchor '{anchor.id}' brings its own consent record; please leave out --consent.")
             anchor = set_consent(anchor, consent)
         require_consent(anchor, "import")
+        if day := _revoked().get(f"{anchor.id} {anchor.manifest.consent.id}"):  # this is an older copy
+            raise InputError(f"The consent for anchor '{anchor.id}' was revoked here on {day}.")
         target = destination / anchor.id
         if target.exists():
             if not replace:
                 raise InputError(f"An anchor '{anchor.id}' exists already; remove it first or ask to replace it.")
-            _keep_revoked(target, anchor)
             shutil.rmtree(target)
         shutil.move(anchor.folder, target)
     return load_anchor(target)
 
 
-def _keep_revoked(installed: Path, anchor: Anchor) -> None:
-    """Refuse an older copy of a package, in which a consent that was revoked here is still good."""
-    before = load_anchor(installed, verify=False).manifest.consent
-    if before.revoked and before.id == anchor.manifest.consent.id:
-        raise InputError(f"The consent for anchor '{anchor.id}' was revoked here on {before.revoked}.")
+def _revoked() -> dict[str, str]:
+    """Anchor and consent record -> the day it was revoked on this machine; outlives the anchor."""
+    file = anchor_folders()[0] / REVOKED
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def _find(name_or_path: str | Path) -> Path:

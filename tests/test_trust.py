@@ -103,6 +103,10 @@ def test_an_old_copy_does_not_undo_a_revocation(own, tmp_path):
     with pytest.raises(InputError, match="'tiny' was revoked here on 2026-06-15"):
         import_anchor(package, replace=True)
     assert load_anchor("tiny").manifest.consent.revoked == TODAY
+    kept = shutil.move(own.folder, tmp_path / "kept")
+    with pytest.raises(InputError, match="'tiny' was revoked here on 2026-06-15"):
+        import_anchor(package)
+    shutil.move(kept, own.folder)
     renewed = set_consent(own, Consent(kind="synthetic", given=TODAY))
     import_anchor(export_anchor(renewed, tmp_path / "new.zip"), replace=True)
 
