@@ -97,6 +97,7 @@ def test_help_needs_no_environment(tmp_path):
     shutil.copy(ROOT / "launch.py", tmp_path)
     parts = ("", "_anchors", "_batch", "_motion", "_paper", "_trust")
     names = [f"avatar_app/cli{part}.py" for part in parts] + ["avatar_app/__init__.py", "avatar_app/settings.py"]
+    names.append("avatar_app/progress_line.py")
     for name in [*names, "avatar_app/trust/__init__.py", "avatar_app/trust/statements.py"]:
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         shutil.copy(ROOT / name, tmp_path / name)
