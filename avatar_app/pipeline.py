@@ -136,7 +136,7 @@ def render(
             elif preview:
                 pictures = preview_frames(presenter, motion, begin, clock)
             else:
-                compare = FaceComparison(folder / FACE_COMPARISON, fps, mark)
+                compare = FaceComparison(folder / FACE_COMPARISON, motion, mark)
                 pictures = presenter_frames(presenter, motion, begin, painters, clock, kept, compare)
             for frames, vertices in pictures:
                 with clock("trust"):

@@ -105,6 +105,9 @@ def test_a_job_belongs_to_who_submitted_it(url, speech, tmp_path):
         ({"gesture_energy": 7}, "gesture_energy|maximum"),
         ({"seed": -1}, "seed|minimum"),
         ({"preset": "ultra"}, "ultra"),
+        ({"seed": "four"}, "not of its kind"),
+        ({"gesture_energy": {"much": []}}, "not of its kind"),
+        ({"anchor": {"id": ["tiny"]}}, "Unknown anchor|not of its kind"),
     ],
 )
 def test_wrong_choices_end_in_one_sentence(url, speech, tmp_path, changes, words):
@@ -206,6 +209,8 @@ def test_the_api_is_documented_and_has_no_other_doors(url, tmp_path):
     client = visitor(url, tmp_path)
     assert "tiny" in {one["id"] for one in client.predict(api_name="/list_presenters")}
     assert client.predict(10, "tiny", "draft", api_name="/estimate")["memory_gb"] > 0
+    with pytest.raises(Exception, match="a length in seconds"):
+        client.predict("ten", "tiny", "draft", api_name="/estimate")
 
 
 def test_assistants_find_the_same_tools(url):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FACE = 256  # pixels of the face networks, where heads are large enough
 PACKING_SECONDS = 120.0  # measuring, the sample clip and the package, about
+PARTS, PROGRESS, SCORES = ("body", "face"), "body/progress.json", "scores.json"
 MINUTES = (1.0, 48 * 60.0)
 DATASETS = Path(__file__).parents[2] / "work" / "datasets"
 
@@ -136,17 +137,24 @@ def train(job: Job, device: str | None, progress: Callable[[str, int, int], None
         ),
         tell,
     )
+    for part in PARTS:  # the work folder goes soon
+        if picture := sheet(job, part):
+            shutil.copyfile(picture, job.folder / f"{part}.png")
+    if (work / PROGRESS).exists():
+        shutil.copyfile(work / PROGRESS, job.folder / SCORES)
 
 
 def sheet(job: Job, part: str) -> Path | None:
-    """Held-out pictures, truth on the left, made on the right, as they are now. part: "body" or "face"."""
-    return next((job.folder / WORK).glob(f"{part}*/sheet.png"), None)
+    """Held-out pictures, truth on the left, made on the right, as they are now. part: one of `PARTS`."""
+    kept = job.folder / f"{part}.png"
+    return kept if kept.exists() else next((job.folder / WORK).glob(f"{part}*/sheet.png"), None)
 
 
 def scores(job: Job) -> list[tuple[float, float]]:
     """(seconds of training, dB) of the body's held-out pictures so far; empty before the first look at them."""
+    kept = job.folder / SCORES
     try:
-        facts = json.loads((job.folder / WORK / "body" / "progress.json").read_text(encoding="utf-8"))
+        facts = json.loads((kept if kept.exists() else job.folder / WORK / PROGRESS).read_text(encoding="utf-8"))
         return [tuple(entry) for entry in facts["held_out"]]
     except (OSError, ValueError, KeyError):
         return []

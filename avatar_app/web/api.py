@@ -144,7 +144,8 @@ def add(site: Site) -> None:
             preset: quality.
         """
         presenter = anchor_of(anchor or _first_anchor())
-        if presenter is None or preset not in PRESETS or not 0 < seconds < 1e6:
+        number = isinstance(seconds, (int, float))
+        if presenter is None or preset not in PRESETS or not (number and 0 < seconds < 1e6):
             raise toast("Please give a length in seconds, the id of a presenter and a preset.")
         frames = round(seconds * presenter.manifest.fps)
         return {

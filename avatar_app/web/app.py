@@ -17,7 +17,7 @@ from avatar_app.web.create import QUICK, QUIET, CreatePage, preset_choices
 from avatar_app.web.history import HistoryPage
 from avatar_app.web.presenters import PresentersPage
 from avatar_app.web.server import MAX_UPLOAD, Guard, fetch_nothing, media_routes
-from avatar_app.web.site import SAMPLES, Site, language_of_request
+from avatar_app.web.site import SAMPLES, Site, language_of_request, toast
 from avatar_app.web.texts import LABELS, word
 from talkshow_bridge.errors import InputError
 
@@ -59,10 +59,23 @@ THEME = gr.themes.Base(
 log = logging.getLogger(__name__)
 
 
+class Page(gr.Blocks):
+    """Says in a sentence what gradio says about its insides when a program sends it something odd."""
+
+    async def preprocess_data(self, *arguments, **options) -> list:
+        try:
+            return await super().preprocess_data(*arguments, **options)
+        except gr.Error:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            log.info("An odd value: %s", error)
+            raise toast("One of the values is not of its kind; 'Use via API' tells what each is.") from None
+
+
 def build(site: Site) -> gr.Blocks:
     """The pages, ready to be launched with `options`."""
     fetch_nothing()
-    with gr.Blocks(title="avatar_app", analytics_enabled=False, delete_cache=KEEP_FILES) as page:
+    with Page(title="avatar_app", analytics_enabled=False, delete_cache=KEEP_FILES) as page:
         with gr.Row(elem_id="title"):
             gr.HTML("<h1>avatar_app</h1>", padding=False)
             gr.Markdown(word("lead"))

@@ -15,7 +15,7 @@ import gradio as gr
 
 from avatar_app.anchors import BUNDLED, Anchor
 from avatar_app.jobs import Job
-from avatar_app.jobs.training import scores, sheet
+from avatar_app.jobs.training import PARTS, scores, sheet
 from avatar_app.settings import RenderSettings
 from avatar_app.web.exports import GIF_SECONDS
 from avatar_app.web.texts import TEXTS, lasting, say, translated
@@ -342,7 +342,7 @@ def training_card(job: Job, language: str) -> str:
     where = note(say(language, "trained", name=job.name), "good") if job.state == "done" else status(job, language)
     buttons = "" if job.over else _button("stop", job.id, say(language, "stop"))
     buttons += _button("remove", job.id, say(language, "remove"), say(language, "training_sure"))
-    pictures = [(part, path) for part in ("body", "face") if (path := sheet(job, part))]
+    pictures = [(part, path) for part in PARTS if (path := sheet(job, part))]
     sheets = "".join(
         f"<img src='/media/jobs/{job.id}/{part}.png?{path.stat().st_mtime_ns}' alt='{say(language, 'sheet')}'>"
         for part, path in pictures
