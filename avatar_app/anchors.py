@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from avatar_app.files import write_json
+from avatar_app.files import unfinished, write_json
 from avatar_app.mesh.bodies import SmplxBody, load_body, with_native_parts
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import MAX_SIDE, Camera
@@ -40,6 +40,7 @@ SCHEMA_VERSION = 2  # 1: consent was a sentence
 MANIFEST = "anchor.json"
 REVOKED = ".revoked.json"
 BUNDLED = Path(__file__).parents[1] / "checkpoints" / "anchors"
+SHIPPED = ("adam", "eve")
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
@@ -265,6 +266,11 @@ def anchor_folders() -> list[Path]:
     return ([Path(own).expanduser()] if own else []) + [BUNDLED]
 
 
+def is_bundled(folder: Path) -> bool:
+    """Whether an anchor's folder came with the program; others may lie beside those."""
+    return folder.name in SHIPPED and folder.resolve().parent == BUNDLED.resolve()
+
+
 def motion_model_folder(name: str | None) -> Path | None:
     """A motion model by folder; "talkshow" is where `launch.py motion import` puts one, beside the user's anchors."""
     if name == "talkshow":
@@ -320,7 +326,7 @@ def seal_anchor(folder: Path, manifest: dict) -> Anchor:
 
 def set_consent(anchor: Anchor, consent: Consent) -> Anchor:
     """Replace the consent record in an anchor's manifest. Raises InputError for a bundled anchor."""
-    if anchor.folder.resolve().is_relative_to(BUNDLED.resolve()):
+    if is_bundled(anchor.folder):
         raise InputError(f"Anchor '{anchor.id}' is bundled; its consent record cannot be changed.")
     changed = Anchor(anchor.folder, anchor.manifest.model_copy(update={"consent": consent}))
     if consent.revoked:
@@ -341,11 +347,9 @@ def export_anchor(anchor: Anchor, path: Path) -> Path:
     """Pack the manifest and the files it lists into a zip, checksums verified first."""
     verify_anchor(anchor)
     path = Path(path)
-    part = path.with_name(path.name + ".part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with unfinished(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in [MANIFEST, *anchor.manifest.files]:
             archive.write(anchor.folder / name, f"{anchor.id}/{name}")
-    os.replace(part, path)
     return path
 
 

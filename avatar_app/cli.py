@@ -226,7 +226,7 @@ def _motion_file(options: argparse.Namespace, settings: RenderSettings) -> Motio
 
 
 def _motion_only(options: argparse.Namespace, settings: RenderSettings, suffix: str) -> None:
-    from avatar_app.pipeline import best_device, choose_anchor, make_motion
+    from avatar_app.pipeline import checked_device, choose_anchor, make_motion
     from talkshow_bridge.audio import load_speech
 
     out = cli_motion.check_motion_output(_numbered(options.motion_only, suffix))
@@ -234,7 +234,7 @@ def _motion_only(options: argparse.Namespace, settings: RenderSettings, suffix: 
     if options.motion:
         motion = _motion_file(options, settings).resample(anchor.manifest.fps)
     else:
-        speech, device = load_speech(options.speech), options.device or best_device()
+        speech, device = load_speech(options.speech), checked_device(options.device)
         motion = make_motion(speech, settings, anchor.manifest.fps, device)
     cli_motion.write_motion(motion, out, lambda: anchor.body)
 

@@ -106,6 +106,8 @@ def _train(options: argparse.Namespace) -> None:
     out = anchor_folders()[0] / options.out if Path(options.out).name == options.out else Path(options.out).resolve()
     if (out / MANIFEST).exists() and not options.replace:
         raise InputError(f"An anchor '{out.name}' exists already; remove it first or add --replace.")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise InputError(f"'{out}' holds other files; please name a new folder for the anchor.")
     _check_id(out.name)
     _check_numbers(options)
     consent = _consent(options)

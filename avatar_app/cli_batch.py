@@ -30,11 +30,11 @@ def add_batch_command(commands) -> None:
 
 def run_batch(options: argparse.Namespace) -> int:
     from avatar_app import batch
-    from avatar_app.pipeline import best_device
+    from avatar_app.pipeline import checked_device
     from avatar_app.progress_line import ProgressLine
 
     defaults = RenderSettings.load(options.settings) if options.settings else RenderSettings()
-    device = options.device or best_device()
+    device = checked_device(options.device)
     if options.out_dir and not options.out_dir.is_dir():
         raise InputError(f"The folder {str(options.out_dir)!r} does not exist.")
     items, faults = batch.read_list(options.list.absolute(), defaults, options.out_dir, device)

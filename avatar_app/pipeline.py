@@ -92,7 +92,7 @@ def render(
         settings = replace(settings, anchor=str(anchor))
     out, clock = check_output(out), Stopwatch()
     with clock("loading"):
-        device = device or best_device()
+        device = checked_device(device)
     if speech is not None and Path(speech).exists() and out.exists() and os.path.samefile(speech, out):
         raise InputError(f"The output {out.name!r} would replace the speech file.")
     report = progress or (lambda stage, done, total: None)
@@ -332,3 +332,19 @@ def best_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checked_device(name: str | None) -> str:
+    """A torch device by name, the best one for None. Raises InputError when there is no such device here."""
+    import torch
+
+    if name is None:
+        return best_device()
+    try:
+        known = torch.device(name).type in ("cpu", "cuda", "mps")
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError):
+        known = False
+    if not known:
+        raise InputError(f"There is no device {name!r} here; please leave --device out or say cpu, cuda or mps.")
+    return name

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from avatar_app.files import unfinished, write_json
+from talkshow_bridge.errors import InputError
 from talkshow_bridge.motion import Motion
 
 STATES_KEPT = 3  # of the observers, one a piece: the newest piece may not be complete yet
@@ -25,19 +26,22 @@ class WorkFolder:
 
     ingredients: what decides the frames, as JSON. A folder that was begun with others is emptied.   id: of the video;
     None takes the one it was begun with, or a new one.
+    Raises InputError for a folder that holds anything but a render.
     """
 
     def __init__(self, path: Path, ingredients: dict, id: str | None = None):
         self.path, self._table = path, path / "render.json"
         path.mkdir(parents=True, exist_ok=True)
+        for stale in path.glob(".*.part"):
+            stale.unlink(missing_ok=True)
+        if not self._table.exists() and any(path.iterdir()):
+            raise InputError(f"'{path}' holds other files; please name a new or an empty folder for the work.")
         self._begun = begun = _read(self._table)
         if begun.get("ingredients") != json.loads(json.dumps(ingredients)) or id not in (None, begun.get("id")):
-            for entry in path.iterdir():
+            for entry in set(path.iterdir()) - {self._table}:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             self._begun = {}
             self._note(ingredients=ingredients, id=id or secrets.token_hex(16))
-        for stale in path.glob(".*.part"):
-            stale.unlink(missing_ok=True)
         self.id: str = self._begun["id"]
 
     def _note(self, **facts: object) -> None:

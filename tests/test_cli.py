@@ -87,6 +87,8 @@ def test_bad_speech_is_refused(recordings, tmp_path, capsys, name):
         (["--anchor", "tiny", "--settings", "missing.json"], "missing.json"),
         (["--anchor", "tiny", "--motion-only", "motion.txt"], "end in .npz"),
         (["--anchor", "tiny", "--preset", "ultra"], "ultra"),
+        (["--anchor", "tiny", "--device", "gpu"], "no device 'gpu'"),
+        (["--anchor", "tiny", "--device", "cuda:77"], "no device 'cuda:77'"),
     ],
 )
 def test_bad_options_are_refused(recordings, tmp_path, capsys, arguments, words):

@@ -187,12 +187,15 @@ def test_old_jobs_orphans_and_what_exceeds_the_quota_go(jobs, speech, settings, 
         jobs.finish(id, "w")
         (jobs.folder / id / "work").mkdir()
         (jobs.folder / id / "video.mp4").write_bytes(bytes(10**6))
-    orphan, young = jobs.folder / "orphan", jobs.folder / "young"
-    for folder in (orphan, young):
+    orphan, young, foreign = (jobs.folder / name for name in ("o" * 24, "y" * 24, "photos"))
+    for folder in (orphan, young, foreign):
         folder.mkdir()
-    os.utime(orphan, (1, 1))
+    (jobs.folder / ".env").touch()
+    for path in (orphan, foreign, jobs.folder / ".env"):
+        os.utime(path, (1, 1))
 
     jobs.sweep()
+    assert foreign.exists() and (jobs.folder / ".env").exists()
     assert young.exists() and not orphan.exists() and (jobs.folder / ids[0] / "work").exists()
     monkeypatch.setattr(jobs, "limits", Limits(quota_gb=2.5e6 / housekeeping.GIGABYTE))
     jobs.sweep()

@@ -122,6 +122,7 @@ def test_uploads_beyond_the_limit_leave_nothing(server):
         ("POST", "/gradio_api/run/list_jobs", {"sec-fetch-site": "cross-site"}, 403),
         ("POST", "/gradio_api/upload", {"sec-fetch-site": "same-site"}, 403),
         ("GET", "/gradio_api/file=http://example.com/", {}, 404),
+        ("GET", "/gradio_api/file/https://example.com/x.mp4", {}, 404),
         ("GET", "/gradio_api/proxy=https://x.hf.space/", {}, 404),
         ("POST", "/gradio_api/process_recording", {}, 404),
         ("POST", "/gradio_api/component_server", {}, 404),

@@ -22,6 +22,7 @@ from avatar_app import Cancelled, RenderSettings, pipeline, render, video
 from avatar_app.anchors import load_anchor, seal_anchor
 from avatar_app.diffusion.painters import NativePainter
 from avatar_app.diffusion.planner import Plan
+from talkshow_bridge.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 UNSIGNED = RenderSettings(credentials=False)  # no two signatures are equal
@@ -193,6 +194,13 @@ def test_a_killed_render_measures_what_an_undisturbed_one_does(tiny_anchor, tmp_
     told = json.loads(again.sidecar.read_text())
     assert told["resumed_at_frame"] >= 36
     assert again.report == told["quality"] == whole.report and again.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_folder_of_other_files_is_left_alone(tiny_anchor, tiny_motion, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    with pytest.raises(InputError, match="holds other files"):
+        render(None, tiny_anchor.folder, tmp_path / "out.mp4", motion=tiny_motion, work=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_a_work_folder_of_another_render_is_begun_anew(tiny_anchor, tiny_motion, tmp_path):

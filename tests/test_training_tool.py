@@ -190,6 +190,12 @@ def test_bad_orders_are_one_sentence(delivered, tmp_path, capsys, case, monkeypa
     assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+def test_a_folder_of_other_files_does_not_become_an_anchor(delivered, tmp_path, capsys):
+    (tmp_path / "holiday.jpg").touch()
+    assert cli.main(["anchors", "train", str(delivered), "--out", str(tmp_path), *CONSENT, "--replace"]) == 2
+    assert "holds other files" in capsys.readouterr().err and (tmp_path / "holiday.jpg").exists()
+
+
 def test_a_faulty_data_set_writes_nothing(delivered, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(delivered, tmp_path / "faulty")
     (folder / "train" / "000007.png").unlink()

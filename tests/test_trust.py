@@ -166,5 +166,7 @@ def test_consent_on_the_command_line(own, tmp_path, capsys):
 
 def test_bundled_records_stay(own, monkeypatch):
     monkeypatch.setattr(anchors, "BUNDLED", own.folder.parent)
+    set_consent(own, Consent(kind="synthetic"))  # one's own may lie beside them
+    monkeypatch.setattr(anchors, "SHIPPED", ("tiny",))
     with pytest.raises(InputError, match="bundled; its consent record cannot be changed"):
         set_consent(own, Consent(kind="synthetic"))

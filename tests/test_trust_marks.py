@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import ffmpeg
 import numpy as np
 import pytest
 from cryptography import x509
@@ -14,6 +15,7 @@ from avatar_app.cli import main
 from avatar_app.pipeline import presenter_for
 from avatar_app.trust import bench, credentials, marks, verify, watermark
 from avatar_app.trust.watermark import Watermark
+from avatar_app.video import run_ffmpeg
 from talkshow_bridge.errors import InputError
 
 ID = "0123456789abcdef"
@@ -227,6 +229,11 @@ def test_not_signed_or_not_a_video(frames, marked, tmp_path, capsys):
     credentials.sign(path, claims)
     contradiction = verify.check(path)
     assert contradiction.exit_code == 4 and "different videos" in contradiction.sentences[0]
+    long = tmp_path / "long.mp4"  # its sound goes on without pictures
+    pictures = ffmpeg.input("testsrc=s=64x64:r=5:d=2", format="lavfi")
+    sound = ffmpeg.input("anullsrc=r=8000:cl=mono", format="lavfi", t=60)
+    run_ffmpeg(ffmpeg.output(pictures, sound, str(long)))
+    assert main(["verify", str(long)]) == 3
     for name, content in (("x.mp4", b""), ("y.mp4", b"no video" * 99)):
         (tmp_path / name).write_bytes(content)
         assert main(["verify", str(tmp_path / name)]) == 2

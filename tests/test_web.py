@@ -281,6 +281,20 @@ def test_guessing_passwords_is_slow(monkeypatch):
     assert tries("right", 1) == [200]
 
 
+def test_many_guesses_at_once_are_no_faster():
+    async def login(request: Request):
+        await asyncio.sleep(0.2)
+        return PlainTextResponse("", 400)
+
+    async def guess():
+        routes = [Route("/login", login, methods=["POST"])]
+        page = httpx.ASGITransport(Starlette(routes=routes, middleware=[Middleware(Guard)]))
+        async with httpx.AsyncClient(transport=page, base_url="http://localhost") as client:
+            return await asyncio.gather(*(client.post("/login") for _ in range(20)))
+
+    assert sum(answer.status_code == 400 for answer in asyncio.run(guess())) == server.TRIES
+
+
 def test_a_page_for_others_needs_a_password(monkeypatch, tmp_path):
     monkeypatch.delenv("AVATAR_APP_AUTH", raising=False)
     for opened in ({"listen": True}, {"share": True}):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -14,6 +15,8 @@ from talkshow_bridge.errors import InputError
 
 GIGABYTE = 2**30
 PIECES_KEPT = 600.0  # s after the end for which a page that is playing the pieces may go on with them
+JOB = re.compile(r"\.?[A-Za-z0-9_-]{24}")  # folder of a job; with a dot while it is deleted
+PACKAGE = ".package-"  # zips of presenters, made for a download
 ORPHAN_AGE = 600.0  # s before a folder without a job is nobody's: a submission is about to enter it otherwise
 
 
@@ -78,12 +81,12 @@ def outdated(ended: Iterable[tuple[str, float, Path]], total: int, limits: Limit
 
 
 def orphans(folder: Path, known: set[str]) -> list[Path]:
-    """Folders that belong to no job, and hidden files, that have not been touched for a while."""
+    """Folders of no job any more, and packages, that have not been touched for a while. Other files are not ours."""
     found = []
     for path in folder.iterdir():
         try:
-            stray = path.name not in known if path.is_dir() else path.name.startswith(".")
-            if stray and time.time() - path.stat().st_mtime > ORPHAN_AGE:
+            ours = JOB.fullmatch(path.name) if path.is_dir() else path.name.startswith((PACKAGE, "." + PACKAGE))
+            if ours and path.name not in known and time.time() - path.stat().st_mtime > ORPHAN_AGE:
                 found.append(path)
         except OSError:
             continue

@@ -319,7 +319,7 @@ class Jobs:
             if row["state"] == "done" and now - row["finished"] > PIECES_KEPT:
                 shutil.rmtree(self.folder / row["id"] / WORK, ignore_errors=True)
         ended = [(row["id"], row["finished"], self.folder / row["id"]) for row in rows if row["finished"]]
-        for id in outdated(ended, size_of(self.folder), self.limits, now):
+        for id in outdated(ended, sum(size_of(self.folder / row["id"]) for row in rows), self.limits, now):
             self._remove(id)
         for stray in orphans(self.folder, {row["id"] for row in rows}):
             shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)

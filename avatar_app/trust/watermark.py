@@ -239,13 +239,20 @@ class Found:
 
 
 def find(video: str | os.PathLike[str]) -> Found:
-    """Searches the start of a video and, where that says nothing, its middle and its last third."""
+    """Searches the start of a video and, where that says nothing, its middle and its last third.
+
+    Raises VideoError when nothing can be decoded."""
+    from avatar_app.video import VideoError
+
     frames, length = sample(video)
     found = search(mean_residual(frames))
     for look in range(1, LOOKS):
         if found.valid or length < LOOK_SECONDS * LOOKS:
             break
-        other = search(mean_residual(sample(video, start=length * look / LOOKS)[0]))
+        try:
+            other = search(mean_residual(sample(video, start=length * look / LOOKS)[0]))
+        except VideoError:  # the sound goes on, the pictures do not
+            break
         found = max(found, other, key=lambda each: (each.valid, each.score))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Page(gr.Blocks):
             return await super().preprocess_data(*arguments, **options)
         except gr.Error:
             raise
+        except InputError as error:
+            raise toast(str(error)) from None
         except (ValueError, TypeError, AttributeError) as error:
             log.info("An odd value: %s", error)
             raise toast("One of the values is not of its kind; 'Use via API' tells what each is.") from None
@@ -120,17 +123,23 @@ def serve(
     """Serves the page until Ctrl-C, with workers for its jobs. A busy port is exchanged for the next free one.
 
     auth: "USER:PASSWORD", several separated by commas, or "@FILE" with one a line; AVATAR_APP_AUTH when None. Whoever
-    opens the page to others (listen, share) has to ask for one. manage_anchors: visitors from elsewhere may import and
-    delete presenters, too.
+    opens the page to others (listen, share) has to ask for one. manage_anchors: visitors may import and delete
+    presenters also where there is a password.
     """
     users = read_users(auth or os.environ.get("AVATAR_APP_AUTH", ""))
     if (listen or share) and not users:
         raise InputError(
             "A page that others can reach needs a password: please add --auth USER:PASSWORD or --auth @FILE."
         )
-    alone = not (listen or share)
+    alone = not (listen or share or users)  # a password is for visitors, who may come through a proxy
     site = Site(Jobs(), manage=alone or manage_anchors, local=alone)
-    page, host = build(site), "0.0.0.0" if listen else "127.0.0.1"
+    with tempfile.TemporaryDirectory(prefix="avatar_app-") as uploads:  # nobody else's to read, gone at the end
+        os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
+        _serve(site, port, "0.0.0.0" if listen else "127.0.0.1", share, users)
+
+
+def _serve(site: Site, port: int | None, host: str, share: bool, users: list[tuple[str, str]]) -> None:
+    page = build(site)
     _no_proxy_to_oneself()
     launch = {"server_name": host, "share": share, "auth": users or None, "prevent_thread_lock": True, **options(site)}
     try:

@@ -118,10 +118,13 @@ class CreatePage:
             panel.act(self._act, memory, [*self.view, *self.filled], **QUIET)
         for button, file in self.samples:
             button.click(lambda file=str(file): file, None, self.speech, **QUICK)
+        self.speech.change(self._new_speech, [self.speech, *memory], self.view, **QUICK)
+        self.anchor.input(self._new_anchor, [self.anchor, *memory], self.view, **QUICK)
         for changed in (self.speech.change, self.anchor.input):
-            changed(self._describe, [self.speech, self.anchor, *memory], [self.preset, *self.view], **QUIET)
+            asked = [self.speech, self.anchor, self.current, self.picked]
+            changed(self._describe, asked, [self.preset, self.status], **QUIET)
         self.subtitles.upload(_check_subtitles, self.subtitles, None, **QUIET)
-        for changed in (self.style.input, self.energy.release, self.seed.input, self.speech.upload):
+        for changed in (self.style.input, self.energy.release, self.seed.input):
             changed(self._unpick, memory, self.view, **QUICK)
 
     # What the buttons do
@@ -160,6 +163,13 @@ class CreatePage:
     def _new(self, current, picked, seen, request: gr.Request):
         return self._view(None, picked, seen, request)
 
+    def _new_speech(self, speech, current, picked, seen, request: gr.Request):
+        """A take belongs to the speech that it was made of."""
+        return self._view(current, None if speech else picked, seen, request)
+
+    def _new_anchor(self, anchor, current, picked, seen, request: gr.Request):
+        return self._view(current, picked, seen | {"anchor": anchor}, request)
+
     def _unpick(self, current, picked, seen, request: gr.Request):
         return self._view(current, None, seen, request)
 
@@ -174,7 +184,7 @@ class CreatePage:
             return *self._view(current, picked, seen, request), *unchanged
         match asked.get("do"):
             case "retry":
-                self.site.jobs.retry(job.id, job.owner)
+                self.site.retry(job, request)
             case "remove":
                 self.site.jobs.delete(job.id, job.owner)
                 picked = None if picked == job.id else picked
@@ -231,14 +241,16 @@ class CreatePage:
         now |= {"anchor": anchor}
         return (*changed, *buttons, gr.Timer(active=active), job and job.id, take and take.id, now)
 
-    def _describe(self, speech, anchor, current, picked, seen, request: gr.Request):
-        """Checks a new speech at once; tells the time and memory that each preset will take for it."""
+    def _describe(self, speech, anchor, current, picked, request: gr.Request):
+        """Checks a new speech at once; tells the time and memory that each preset will take for it.
+
+        That may take a while in which the visitor goes on, so it touches nothing else."""
         language, take = language_of_request(request), self.site.find(picked, request)
         seconds = checked_length(speech, language) if speech else take.duration if take else None
-        view = list(self._view(current, picked, seen | {"anchor": anchor}, request))
+        status = gr.skip()
         if current is None and seconds is not None:
-            view[1] = panels.note(say(language, "ready", length=lasting(language, seconds)))
-        return gr.Radio(choices=preset_choices(anchor, seconds, language)), *view
+            status = panels.note(say(language, "ready", length=lasting(language, seconds)))
+        return gr.Radio(choices=preset_choices(anchor, seconds, language)), status
 
 
 def preset_choices(anchor: str | None, seconds: float | None, language: str) -> list[tuple[str, str]]:

@@ -57,7 +57,7 @@ class HistoryPage:
                 case "stop":
                     self.site.jobs.cancel(job.id, job.owner)
                 case "retry":
-                    self.site.jobs.retry(job.id, job.owner)
+                    self.site.retry(job, request)
                 case "delete":
                     self.site.jobs.delete(job.id, job.owner)
                 case "rerender":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 
-from avatar_app.anchors import BUNDLED, Anchor
+from avatar_app.anchors import Anchor, is_bundled
 from avatar_app.jobs import Job
 from avatar_app.jobs.training import PARTS, scores, sheet
 from avatar_app.settings import RenderSettings
@@ -309,11 +309,10 @@ def history_card(job: Job, anchors: list[Anchor], language: str) -> str:
         progress = note(translated(language, job.error or ""), "bad")
     buttons = [_button("open", job.id, say(language, "open"))]
     if job.state == "done":
-        name = f"{file_name(job)}.mp4"
-        link = (
-            f"<a class='press' href='/media/jobs/{job.id}/video.mp4' download='{name}'>{say(language, 'd_video')}</a>"
-        )
-        buttons.append(link)
+        file, text = ("motion.npz", "d_npz") if job.kind == "motion" else ("video.mp4", "d_video")
+        name = f"{file_name(job)}{Path(file).suffix}"
+        href = f"/media/jobs/{job.id}/{file}"
+        buttons.append(f"<a class='press' href='{href}' download='{name}'>{say(language, text)}</a>")
     elif job.over:
         buttons.append(_button("retry", job.id, say(language, "continue" if job.state == "cancelled" else "try_again")))
     else:
@@ -373,7 +372,7 @@ def findings_table(findings: list[Finding], language: str) -> str:
 
 def anchor_card(anchor: Anchor, language: str, manage: bool) -> str:
     """One presenter: picture or clip, numbers, licence and consent, what can be done with it."""
-    facts, media, bundled = anchor.manifest, f"/media/anchors/{anchor.id}", anchor.folder.parent == BUNDLED
+    facts, media, bundled = anchor.manifest, f"/media/anchors/{anchor.id}", is_bundled(anchor.folder)
     picture = f"<img src='{media}/thumbnail.jpg' alt=''>"
     if (anchor.folder / "sample.mp4").exists():
         picture = f"<video src='{media}/sample.mp4' poster='{media}/thumbnail.jpg' controls loop playsinline></video>"

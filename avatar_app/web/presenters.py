@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from avatar_app.anchors import BUNDLED, import_anchor, list_anchors, load_anchor
+from avatar_app.anchors import import_anchor, is_bundled, list_anchors, load_anchor
 from avatar_app.jobs import Job
 from avatar_app.web import panels
 from avatar_app.web.create import POLL, QUIET, CreatePage
@@ -71,7 +71,7 @@ class PresentersPage:
 
     def _act(self, seen, event: gr.EventData, request: gr.Request) -> tuple:
         if job := self.site.find(str(event._data.get("id")), request):
-            self._act_on_training(job, event._data.get("do"))
+            self._act_on_training(job, event._data.get("do"), request)
             return "", *self._show(seen, request)
         language, anchor = language_of_request(request), anchor_of(str(event._data.get("id")))
         if anchor is None:
@@ -83,17 +83,17 @@ class PresentersPage:
             except InputError as error:
                 raise toast(str(error), language) from None
             told = panels.note(say(language, "verified", name=name, count=len(anchor.manifest.files)), "good")
-        elif event._data.get("do") == "delete" and self.site.manage and anchor.folder.parent != BUNDLED:
+        elif event._data.get("do") == "delete" and self.site.manage and not is_bundled(anchor.folder):
             shutil.rmtree(anchor.folder)
             told = panels.note(say(language, "deleted", name=name))
         return told, *self._show(seen, request)
 
-    def _act_on_training(self, job: Job, do: str) -> None:
+    def _act_on_training(self, job: Job, do: str, request: gr.Request) -> None:
         match do:
             case "stop":
                 self.site.jobs.cancel(job.id, job.owner)
             case "retry":
-                self.site.jobs.retry(job.id, job.owner)
+                self.site.retry(job, request)
             case "remove":
                 self.site.jobs.delete(job.id, job.owner)
 

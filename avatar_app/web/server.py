@@ -7,8 +7,9 @@ import os
 import re
 import secrets
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from avatar_app.anchors import MANIFEST, Anchor, export_anchor, list_anchors
 from avatar_app.jobs import Job, Jobs, Limits
-from avatar_app.jobs.housekeeping import enough_room
+from avatar_app.jobs.housekeeping import PACKAGE, enough_room
 from avatar_app.jobs.store import NO_ROOM
 from avatar_app.web import exports
 from talkshow_bridge.errors import InputError
@@ -52,7 +53,7 @@ SECURITY_HEADERS = {
 ANCHOR_FILES = ("thumbnail.jpg", "sample.mp4", "card.md")
 OWN_NAMES = {"localhost", "127.0.0.1", "::1"}
 SHUT = re.compile(  # what gradio would do, but this page does not need
-    r"(/gradio_api)?/(file=https?:|proxy=|process_recording|component_server|custom_component|stream/|deep_link|dev/"
+    r"(/gradio_api)?/(file=https?:|file/|proxy=|process_recording|component_server|custom_component|stream/|deep_link|dev/"
     r"|monitoring|profiling|run-history|token|(undo-)?vibe-)",
     re.IGNORECASE,
 )
@@ -71,7 +72,7 @@ class Guard:
         """local: for this machine alone, so that another name in the address, while nobody is asked for a password,
         means that a stranger's page has had its own name lead here.   limits: what uploads must leave free."""
         self._app, self._local, self._limits = app, local, limits or Limits()
-        self._wrong: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=TRIES))  # passwords, by address
+        self._tries: defaultdict[str, list[float]] = defaultdict(list)  # passwords not known to be right, by address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,12 +82,13 @@ class Guard:
         scope.setdefault("state", {})["owner"] = owner
 
         login = scope["method"] == "POST" and scope["path"].rstrip("/") == "/login"
-        address = (scope.get("client") or ("",))[0]
+        address, arrived = (scope.get("client") or ("",))[0], time.monotonic()
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if login and message["status"] == 400:
-                    self._wrong[address].append(time.monotonic())
+                if login and message["status"] != 400:
+                    with suppress(ValueError):  # refused before it counted
+                        self._tries[address].remove(arrived)
                 answer = MutableHeaders(scope=message)
                 for name, value in SECURITY_HEADERS.items():
                     answer.setdefault(name, value)
@@ -99,7 +101,7 @@ class Guard:
         upload = scope["path"].rstrip("/").endswith("/upload")
         limit = MAX_UPLOAD if upload else MAX_REQUEST
         refusal = self._refusal(scope, headers, owner, limit) or (self._full(headers, limit) if upload else None)
-        refusal = refusal or (self._guessed(address) if login else None)
+        refusal = refusal or (self._guessed(address, arrived) if login else None)
         if refusal is not None:
             return await PlainTextResponse(refusal[1], status_code=refusal[0])(scope, receive, send_guarded)
         await self._app(scope, _bounded(receive, limit, upload), send_guarded)
@@ -122,14 +124,16 @@ class Guard:
             return 401, "Please log in first."
         return None
 
-    def _guessed(self, address: str) -> tuple[int, str] | None:
-        now = time.monotonic()
-        for other in [key for key, times in self._wrong.items() if now - times[-1] > PENALTY]:
-            del self._wrong[other]
-        times = self._wrong.get(address, ())
-        if len(times) < TRIES or now - times[0] > PENALTY:
-            return None
-        return 429, "Too many wrong passwords; please wait a minute."
+    def _guessed(self, address: str, now: float) -> tuple[int, str] | None:
+        """Counts a password when it arrives, not when it is answered: many may be under way at once."""
+        for other, times in list(self._tries.items()):
+            times[:] = [time for time in times if now - time < PENALTY]
+            if not times:
+                del self._tries[other]
+        if len(self._tries[address]) >= TRIES:
+            return 429, "Too many wrong passwords; please wait a minute."
+        self._tries[address].append(now)
+        return None
 
     def _full(self, headers: Headers, limit: int) -> tuple[int, str] | None:
         folder = get_upload_folder()
@@ -219,7 +223,7 @@ def media_routes(jobs: Jobs) -> list[Route]:
     async def anchor_package(request: Request) -> Response:
         _logged_in(request)
         anchor = await to_thread.run_sync(_anchor, request.path_params["id"])
-        path = await packed(_told, _package, anchor, jobs.folder)
+        path = await packed(_told, _package, anchor, jobs)
         return FileResponse(path, filename=f"{anchor.id}.zip")
 
     return [
@@ -249,13 +253,17 @@ def _anchor(id: str) -> Anchor:
     return found
 
 
-def _package(anchor: Anchor, folder: Path) -> Path:
-    """The zip of an anchor as it is now; `Jobs.sweep` removes it when it has not been asked for in a while."""
+def _package(anchor: Anchor, jobs: Jobs) -> Path:
+    """The zip of an anchor as it is now; `Jobs.sweep` removes it when it has not been asked for in a while.
+
+    Raises InputError where the disk has no room for it."""
     state = hashlib.sha256((anchor.folder / MANIFEST).read_bytes()).hexdigest()[:16]
-    path = folder / f".package-{anchor.id}-{state}.zip"
+    path = jobs.folder / f"{PACKAGE}{anchor.id}-{state}.zip"
     if path.exists():
         os.utime(path)
         return path
+    if not enough_room(jobs.folder, jobs.limits, sum(file.size for file in anchor.manifest.files.values())):
+        raise InputError(NO_ROOM)
     return export_anchor(anchor, path)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import gradio as gr
 
 from avatar_app.anchors import Anchor, list_anchors
 from avatar_app.jobs import Job, Jobs
+from avatar_app.jobs.store import Kind
 from avatar_app.settings import RenderSettings
 from avatar_app.web.texts import language_of, lasting, say, translated
 from talkshow_bridge.audio import stream
@@ -43,13 +45,23 @@ class Site:
             raise toast(say(language, "need_speech"), language)
         if speech is not None:
             checked_length(speech, language)
-        unfinished = [job for job in self.jobs.list(mine) if not job.over]
-        if len(unfinished) >= MAX_UNFINISHED:
-            raise toast(say(language, "too_many", count=len(unfinished)), language)
+        self.check_room(request)
         try:
             return self.jobs.submit(speech, settings, owner=mine, **options)
         except InputError as error:
             raise toast(str(error), language) from None
+
+    def check_room(self, request: gr.Request) -> None:
+        """Raises gr.Error when a visitor has as many unfinished jobs, trainings among them, as one may have."""
+        jobs = self.jobs.list(owner(request), kinds=get_args(Kind))
+        if (count := sum(not job.over for job in jobs)) >= MAX_UNFINISHED:
+            language = language_of_request(request)
+            raise toast(say(language, "too_many", count=count), language)
+
+    def retry(self, job: Job, request: gr.Request) -> None:
+        """Queues a visitor's stopped or failed job again."""
+        self.check_room(request)
+        self.jobs.retry(job.id, job.owner)
 
 
 def owner(request: gr.Request) -> str:

@@ -96,6 +96,7 @@ class TrainingForm:
             last = {"expires": date.fromisoformat(expires.strip())} if expires.strip() else {}
         except ValueError:
             raise toast(say(language, "need_day"), language) from None
+        self.site.check_room(request)
         try:
             consent = new_consent(kind, True, **last)
             start = None if start == NOBODY else start
