@@ -55,7 +55,7 @@ def _add_common_options(action: argparse.ArgumentParser) -> None:
         "--from", dest="start", type=Path, metavar="START", help="anchor, or folder of a pre-training, to start from"
     )
     action.add_argument("--work", type=Path, help="folder for everything on the way, default work/NAME")
-    action.add_argument("--device", default="cpu", help="torch device; cuda trains in mixed precision")
+    action.add_argument("--device", help="torch device, default: the GPU, in mixed precision, when there is one")
     action.add_argument("--threads", type=int, help="of each training, default: the cores shared out")
     action.add_argument("--seed", type=int, default=0)
 
@@ -88,7 +88,7 @@ def bench_anchors(options: argparse.Namespace) -> None:
     tables = BENCH_TABLES if options.table == "all" else (options.table,)
     for anchor in chosen:
         if anchor.manifest.kind != "native":
-            raise InputError(f"Anchor '{anchor.id}' is not of our own kind; there is no held-out clip for it.")
+            raise InputError(f"Anchor '{anchor.id}' is not of our own kind, which alone is measured like this.")
         for held_out, truth in held_out_truths(anchor, footage).items():
             print(f"\n{anchor.id}: {len(truth.pictures)} pictures that training never saw ({held_out})\n")
             save = options.save and options.save / f"{anchor.id}-{held_out}"
@@ -100,6 +100,7 @@ def bench_anchors(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from avatar_app.anchors import MANIFEST, anchor_folders
+    from avatar_app.pipeline import checked_device
     from avatar_app.progress_line import ProgressLine
     from avatar_app.training.build import Order, alone_in, anchor_facts, build_anchor
 
@@ -110,6 +111,7 @@ def _train(options: argparse.Namespace) -> None:
         raise InputError(f"'{out}' holds other files; please name a new folder for the anchor.")
     _check_id(out.name)
     _check_numbers(options)
+    options.device = checked_device(options.device)
     consent = _consent(options)
     facts = anchor_facts(options.dataset, consent, options.name or out.name, options.licence, options.description)
     options.work = (options.work or Path("work") / out.name).resolve()
@@ -133,10 +135,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _pretrain(options: argparse.Namespace) -> None:
+    from avatar_app.pipeline import checked_device
     from avatar_app.progress_line import ProgressLine
     from avatar_app.training.build import Order, alone_in, pretrain
 
     _check_numbers(options)
+    options.device = checked_device(options.device)
     consent = _consent(options)
     options.out = options.out.resolve()
     options.work = (options.work or Path("work") / f"{options.out.name}-footage").resolve()

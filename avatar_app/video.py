@@ -291,7 +291,7 @@ def probe(path: str | os.PathLike[str]) -> VideoFacts:
         frames=frames,
         duration=duration,
         video_codec=header["codec_id 0"],
-        pixel_format=re.search(r"\b(yuvj?\d{3}p\w*|gbrp\w*|rgb\w+|nv12)\b", described).group(),
+        pixel_format=re.search(r"Video: [^,]+, (\w+)", described)[1],
     )
     if "codec_id 1" not in header:
         return facts

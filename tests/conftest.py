@@ -9,6 +9,16 @@ from avatar_app.anchors import Anchor, seal_anchor
 from avatar_app.mesh.body import HEAD, JAW, LEFT_EYE, RIGHT_EYE, Body
 from avatar_app.mesh.camera import Camera
 from talkshow_bridge.motion import Motion
+from tests.originals import (  # noqa: F401
+    face_anchor,
+    face_golden,
+    golden,
+    mesh_pictures,
+    mesh_pictures_by_hand,
+    original_anchor,
+    portrait_camera,
+    weights,
+)
 
 PIXELS, FACE_PIXELS, FPS = 64, 32, 25
 
@@ -63,23 +73,23 @@ def make_tiny_body() -> Body:
     """A jointed person of a thousand triangles."""
     joints, parents = joint_positions()
     names = ("skin", "eye_l", "eye_r", "teeth_up", "teeth_low", "tongue", "clothes", "hair")
-    vertices, faces, uv, weights, parts = [], [], [], [], []
+    vertices, faces, uv, skinning, parts = [], [], [], [], []
     for part, joint, center, radii in ELLIPSOIDS:
         points, triangles, texture = ellipsoid(center, radii)
         faces.append(triangles + sum(map(len, vertices)))
         vertices.append(points)
         uv.append(texture)
-        weights.append(np.tile(np.eye(len(joints))[joint], (len(points), 1)))
+        skinning.append(np.tile(np.eye(len(joints))[joint], (len(points), 1)))
         parts.append(np.full(len(triangles), names.index(part)))
-    vertices, faces, weights = np.concatenate(vertices), np.concatenate(faces), np.concatenate(weights)
-    head = np.flatnonzero(weights[:, HEAD]).astype(np.int32)
+    vertices, faces, skinning = np.concatenate(vertices), np.concatenate(faces), np.concatenate(skinning)
+    head = np.flatnonzero(skinning[:, HEAD]).astype(np.int32)
     units = ("browInnerUp", "eyeBlinkLeft", "mouthPucker")
     deltas = np.random.default_rng(0).normal(0, 0.003, (len(units), len(head), 3))
     return Body(
         vertices=vertices.astype(np.float32),
         joints=joints,
         parents=parents,
-        weights=weights.astype(np.float32),
+        weights=skinning.astype(np.float32),
         faces=faces.astype(np.int32),
         part=np.concatenate(parts).astype(np.uint8),
         part_names=names,

@@ -73,6 +73,12 @@ FAULTS = {
     "black": (lambda f: Image.new("RGB", (WIDE, HIGH)).save(f / "train" / "000011.png"), "1 of 40 pictures are black"),
     "frozen": (lambda f: repeat(f, range(11, 16)), "the same as the one before"),
     "unreadable": (lambda f: (f / "train" / "000003.png").write_bytes(b"no picture"), "not a readable picture"),
+    "set of another size": (lambda f: Image.new("RGB", (90, 60)).save(f / "plate.png"), "90x60 pixels large"),
+    "unreadable set": (lambda f: (f / "plate.png").write_bytes(b"no picture"), "plate.png' is not a readable"),
+    "mask of another size": (
+        lambda f: Image.new("L", (90, 60)).save(f / "train" / "masks" / "000004.png"),
+        "1 of 40 pictures are with a mask that",
+    ),
     "few": (lambda f: [(f / "train" / f"{n:06d}.png").unlink() for n in range(20, 40)], "20 pictures"),
     "no train": (lambda f: (f / "train").rename(f / "film"), "no folder 'train'"),
     "no body": (lambda f: (f / "body.safetensors").write_bytes(b""), "not a readable body rig"),
@@ -123,6 +129,15 @@ def test_footage_is_square_with_a_held_out_clip_faces_and_a_plate(delivered, tmp
     assert plate.shape == (64, 64, 3) and np.abs(plate.astype(int) - 90).max() <= 2
     assert prepare(delivered, tmp_path, size=64) == folder  # made once
     assert prepare(folder, tmp_path / "again", size=64) == folder  # needs nothing
+
+
+def test_a_frame_seen_by_two_cameras_gives_two_pictures(dataset, tmp_path):
+    camera = json.loads((dataset / "camera.json").read_text())
+    index = {path.name: {"frame": int(path.stem)} for path in (dataset / "train").glob("*.png")}
+    shutil.copy(dataset / "train" / "000004.png", dataset / "train" / "again.png")
+    index["again.png"] = {"frame": 4, "camera": camera}
+    (dataset / "train" / "index.json").write_text(json.dumps(index))
+    assert Footage(prepare(dataset, tmp_path / "work", size=64), "train").frames.count(4) == 2
 
 
 def test_heads_too_small_for_a_face_are_not_cut(delivered, tmp_path):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import LCMScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
-from test_make_your_anchor import DATA, golden, mesh_pictures, original_anchor  # noqa: F401
 
 from avatar_app.anchors import Anchor, Preset, load_anchor, seal_anchor
 from avatar_app.diffusion import generator, planner
@@ -21,6 +20,7 @@ from avatar_app.diffusion.samplers import SAMPLERS, make_scheduler
 from avatar_app.diffusion.windows import native_windows
 from avatar_app.mesh.conditions import render_conditions
 from talkshow_bridge.errors import InputError
+from tests.originals import DATA
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def close(a: np.ndarray, b: np.ndarray, levels: int = 1) -> bool:
 
 
 @pytest.mark.parametrize("windows", ["overlap", "shifted"])
-def test_windows_in_one_call_paint_the_same(windows, original_anchor, mesh_pictures, coupled_anchor, maps):  # noqa: F811
+def test_windows_in_one_call_paint_the_same(windows, original_anchor, mesh_pictures, coupled_anchor, maps):
     options = {"steps": 2, "windows": windows}
     single = render(original_anchor, mesh_pictures, options, plan=Plan(windows=1, frames=1))
     assert close(render(original_anchor, mesh_pictures, options, plan=Plan(windows=3, frames=5)), single)
@@ -113,13 +113,13 @@ def test_pooled_keys_are_exact_on_coarse_pictures_and_only_in_the_largest_layers
     assert all(name.startswith(("down_blocks.0.", "up_blocks.3.")) or len(unet.up_blocks) < 4 for name in largest)
 
 
-def test_pooled_keys_render(original_anchor, mesh_pictures, coupled_anchor, maps):  # noqa: F811
+def test_pooled_keys_render(original_anchor, mesh_pictures, coupled_anchor, maps):
     for anchor, conditions in ((original_anchor, mesh_pictures[:8]), (coupled_anchor, maps)):
         exact, pooled = (render(anchor, conditions, {"steps": 1, "pooled_keys": on}) for on in (False, True))
         assert pooled.shape == exact.shape and not np.array_equal(pooled, exact)
 
 
-def test_halves_of_guidance_share_what_does_not_depend_on_the_prompt(original_anchor, mesh_pictures):  # noqa: F811
+def test_halves_of_guidance_share_what_does_not_depend_on_the_prompt(original_anchor, mesh_pictures):
     painter = StableDiffusionPainter(original_anchor, "body", original_anchor.preset("best"), CPU, torch.float32)
     latents, timestep = torch.randn(6, 4, 8, 8), torch.tensor(501)
     with torch.inference_mode():
@@ -238,7 +238,7 @@ def test_bad_loras_are_refused_and_change_nothing(case, tmp_path):
         merge_lora(unet, tmp_path / "lora.safetensors")
 
 
-def test_lcm_lora_in_a_package(original_anchor, mesh_pictures, tiny_anchor, tmp_path):  # noqa: F811
+def test_lcm_lora_in_a_package(original_anchor, mesh_pictures, tiny_anchor, tmp_path):
     few = {"steps": 2, "guidance": 1.0, "scheduler": "lcm"}
     plain = render(original_anchor, mesh_pictures[:5], few)
     with pytest.raises(InputError, match="'lora.safetensors' is missing"):
@@ -312,7 +312,7 @@ def test_out_of_memory_is_met_with_a_smaller_plan(error, coupled_anchor, maps, m
         render(coupled_anchor, maps, options, plan=Plan(windows=4))
 
 
-def test_idle_networks_wait_in_main_memory(original_anchor, mesh_pictures, monkeypatch):  # noqa: F811
+def test_idle_networks_wait_in_main_memory(original_anchor, mesh_pictures, monkeypatch):
     expected = render(original_anchor, mesh_pictures[:5], {"steps": 1}, plan=Plan())
     moved = []
     move = torch.nn.Module.to
@@ -332,7 +332,7 @@ def gpus() -> list:
 
 
 @pytest.mark.parametrize("device", gpus())
-def test_devices_paint_the_same(device, original_anchor, mesh_pictures, coupled_anchor, maps):  # noqa: F811
+def test_devices_paint_the_same(device, original_anchor, mesh_pictures, coupled_anchor, maps):
     for anchor, conditions in ((original_anchor, mesh_pictures), (coupled_anchor, maps)):
         expected = render(anchor, conditions, {"steps": 2})
         assert close(render(anchor, conditions, {"steps": 2}, device=device, dtype=torch.float32), expected, 3)
@@ -341,6 +341,7 @@ def test_devices_paint_the_same(device, original_anchor, mesh_pictures, coupled_
 
 
 @pytest.mark.slow
-def test_compiled_networks_paint_the_same(coupled_anchor, maps):
-    compiled = render(coupled_anchor, maps[:8], {"steps": 1}, compiled=True)
-    assert close(compiled, render(coupled_anchor, maps[:8], {"steps": 1}))
+def test_compiled_networks_paint_the_same(coupled_anchor, maps, monkeypatch):
+    plain = render(coupled_anchor, maps[:8], {"steps": 1})
+    monkeypatch.setenv("AVATAR_APP_ENGINE", "compiled")
+    assert close(render(coupled_anchor, maps[:8], {"steps": 1}), plain)

@@ -116,6 +116,15 @@ def test_a_mouth_that_moves_in_silence(clip):
     assert "lips_silence" in faults(clip.report(vertices=clip.anchor.vertices(motion)))
 
 
+def test_silence_is_not_somebody_speaking(clip):
+    still = np.repeat(clip.vertices[:1], COUNT, axis=0)
+    hiss = np.random.default_rng(3).normal(0, 1e-4, clip.speech.samples.shape).astype(np.float32)
+    for samples in (hiss, 0 * hiss):
+        report = clip.report(vertices=still, speech=Speech.from_samples(samples))
+        lips = next(check for check in report["checks"] if check["id"] == "lips_speech")
+        assert lips["verdict"] == NOT_MEASURED, lips
+
+
 def test_a_seam_at_every_window_border_and_a_single_jump(clip):
     frames = clip.frames.astype(np.int16)
     for number, window in enumerate(native_windows(COUNT, 16, 4)):

@@ -9,14 +9,6 @@ from pathlib import Path
 
 import pytest
 from conftest import make_tiny_motion
-from test_make_your_anchor import (  # noqa: F401
-    face_anchor,
-    face_golden,
-    golden,
-    original_anchor,
-    portrait_camera,
-    weights,
-)
 
 from avatar_app import Cancelled, RenderSettings, pipeline, render, video
 from avatar_app.anchors import load_anchor, seal_anchor
@@ -69,7 +61,7 @@ DONE = {1: 12, 3: 36, 4: 38}  # pieces before the crash: frames in them
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow if c in SLOW else ()) for c in CASES])
-def test_any_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor, tmp_path, monkeypatch):  # noqa: F811
+def test_any_piece_may_be_the_last_before_a_crash(case, tiny_anchor, face_anchor, tmp_path, monkeypatch):
     diffusion, options, facts, at_once = CASES[case]
     anchor = variant(face_anchor if diffusion else tiny_anchor, tmp_path / "person", options, **facts)
     plan = pipeline.WorkFolder.plan

@@ -1,6 +1,7 @@
 """`anchors train`, `anchors pretrain` and `bench anchors`: from a delivered data set to a measured package."""
 
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -113,8 +114,17 @@ def test_a_stopped_training_saves_and_goes_on(person, small_recipes, tmp_path):
     assert not build.finished(tmp_path)
     again = train.Trainer(person, "body", tmp_path)
     assert again.step == 1
+    assert again.rng.random() != trainer.rng.random() != train.Trainer(person, "body", tmp_path / "new").rng.random()
     again.run(again.elapsed + 0.5)
     assert build.finished(tmp_path)
+
+
+def test_a_training_that_fails_is_told_at_once(tmp_path):
+    commands = {"body": ["timeit", "-n", "1", "import time; time.sleep(60)"], "face": ["timeit", "-n", "1", "1 / 0"]}
+    begun = time.monotonic()
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        build._run(commands, {kind: tmp_path / kind for kind in commands}, "training", lambda *facts: None)
+    assert time.monotonic() - begun < 30
 
 
 def test_several_people_share_all_but_texture_and_set(person, footage, small_recipes, tmp_path):

@@ -50,6 +50,22 @@ def test_audio_and_video_agree_within_a_frame(tmp_path, name, seconds, options, 
     assert abs(facts.duration - facts.audio_duration) <= 1 / fps
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"),
+    [
+        ("alpha.mov", ["prores_ks", "-profile:v", "4444"], "yuva444p10le"),
+        ("raw.avi", ["rawvideo"], "bgr24"),
+        ("camera.avi", ["rawvideo"], "yuyv422"),
+        ("grey.mkv", ["ffv1"], "gray"),
+    ],
+)
+def test_any_pixel_format_is_told(tmp_path, name, codec, pixels):
+    source = ["-f", "lavfi", "-i", "testsrc=s=64x64:r=5:d=1", "-c:v", *codec, "-pix_fmt", pixels]
+    subprocess.run([ffmpeg_path(), "-v", "error", *source, str(tmp_path / name)], check=True)
+    facts = probe(tmp_path / name)
+    assert (facts.width, facts.frames) == (64, 5) and facts.pixel_format.startswith(pixels[:4])
+
+
 def test_colours_survive_and_the_index_comes_first(tmp_path):
     frames = moving_square(10)
     with VideoWriter(tmp_path / "out.mp4", 30, (64, 64), crf=4) as video:

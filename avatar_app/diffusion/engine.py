@@ -3,7 +3,8 @@
 Frames are drawn, encoded and painted one by one, each on one core and as many at a time as there are cores: cheaper
 than one frame on all cores, and no core waits for another. Graphs read and write numpy arrays in place.
 
-AVATAR_APP_ENGINE chooses: "torch", "openvino", or "auto", the default: OpenVINO on a CPU where it is installed.
+AVATAR_APP_ENGINE chooses: "openvino", "torch", "compiled" (torch.compile takes half a minute or more, which only long
+videos on a GPU win back), or "auto", the default: OpenVINO on a CPU where it is installed, else torch.
 """
 
 from __future__ import annotations
@@ -45,19 +46,25 @@ from avatar_app.stages import cores, each
 from avatar_app.weights import read_config
 from talkshow_bridge.errors import InputError
 
-CHOICES = ("auto", "torch", "openvino")
+CHOICES = ("auto", "torch", "compiled", "openvino")
 FAST_FLOATS = ("unet", "decoder")  # run in bfloat16 beside the 8 bits, where the CPU computes in it
+
+
+def engine_choice() -> str:
+    """One of `CHOICES`. Raises InputError for anything else in AVATAR_APP_ENGINE."""
+    choice = os.environ.get("AVATAR_APP_ENGINE") or "auto"
+    if choice not in CHOICES:
+        raise InputError(f"AVATAR_APP_ENGINE must be one of {', '.join(CHOICES)}, not {choice!r}.")
+    return choice
 
 
 def engine_wanted(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether native networks run on OpenVINO here. Raises InputError when it is asked for and cannot."""
-    choice = os.environ.get("AVATAR_APP_ENGINE") or "auto"
-    if choice not in CHOICES:
-        raise InputError(f"AVATAR_APP_ENGINE must be one of {', '.join(CHOICES)}, not {choice!r}.")
+    choice = engine_choice()
     possible = engine_version() is not None and device.type == "cpu" and dtype == torch.float32
     if choice == "openvino" and not possible:
         raise InputError("AVATAR_APP_ENGINE asks for OpenVINO, which is not installed or does not serve this device.")
-    return possible and choice != "torch"
+    return possible and choice in ("auto", "openvino")
 
 
 class EngineNetworks:

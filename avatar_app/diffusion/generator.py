@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avatar_app.anchors import Anchor, Preset
 from avatar_app.diffusion.denoise import seeded_noise, stream_denoise
+from avatar_app.diffusion.engine import engine_choice
 from avatar_app.diffusion.frames import NO_PLATE, coarse_surroundings, person_mask
 from avatar_app.diffusion.painters import BATCH, NativePainter, StableDiffusionPainter
 from avatar_app.diffusion.planner import Plan, in_parts, make_plan
@@ -26,7 +27,6 @@ class FrameGenerator:
 
     preset_options: a `Preset` or a dict of its fields. The same seed and options give the same frames however the
     input is cut into chunks. dtype: None leaves the precision to the plan; plan: None makes one for the free memory.
-    compiled: torch.compile the networks, half a minute or more that only long videos on a GPU win back.
     Raises InputError for options that the anchor cannot do.
     """
 
@@ -38,14 +38,13 @@ class FrameGenerator:
         dtype: torch.dtype | None = None,
         seed: int = 0,
         plan: Plan | None = None,
-        compiled: bool = False,
     ):
         self._options = options = Preset.from_options(preset_options)
         self._device, self._seed = torch.device(device), seed
         plan = plan or plan_for(anchor, options, device, dtype)
         self.plan = replace(plan, dtype=dtype or plan.dtype)  # becomes smaller when memory runs out
         self._painter = _painter_of(anchor)(anchor, "body", options, self._device, self.plan.dtype, self.plan.offload)
-        if compiled:
+        if engine_choice() == "compiled":
             self._painter.compile()
         self._anchor, self._plate = anchor, NO_PLATE
         if anchor.manifest.static_background and anchor.background is not None:
@@ -101,7 +100,7 @@ class FrameGenerator:
             condition = [conditions.take(window, self._painter.for_unet) for window in frames[now]]
             condition = condition[0] if len(condition) == 1 else tuple(map(torch.cat, zip(*condition, strict=True)))
             folded = latents[now].flatten(0, 1)
-            each = timesteps[now].repeat_interleave(latents.shape[1])
+            each = timesteps[now].to(folded.device).repeat_interleave(latents.shape[1])  # a scheduler's is on the CPU
             output = self._painter.predict(folded, each, condition, latents.shape[1])
             return output.to(latents.dtype).view_as(latents[now])
 

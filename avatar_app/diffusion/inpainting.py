@@ -209,6 +209,7 @@ def inpainting_channels(
     autoencoder's posterior, None takes its mean."""
     mask = (torch.from_numpy(keep)[:, None] >= 128).to(painter.device, painter.dtype)
     pictures = torch.from_numpy(crops).permute(0, 3, 1, 2).to(painter.device, painter.dtype) / 127.5 - 1
+    painter.at_work(painter.autoencoder)
     posterior = painter.autoencoder.encode(pictures * mask).latent_dist
     latents = posterior.mean
     if noise is not None:

@@ -267,14 +267,15 @@ class StableDiffusionPainter:
         self.controlnet.compile()
 
     def _load(self, network: type, folder: Path) -> torch.nn.Module:
-        """Not by `from_pretrained`, which alters torch for all threads while it works."""
+        """Not by `from_pretrained`, which alters torch for all threads while it works, nor by its own `to`,
+        which warns of rounding."""
         from avatar_app.stable_diffusion import open_network
 
         place = "cpu" if self.offload else self.device
         model = open_network(network, folder).eval().requires_grad_(False)
-        return model.to(place, self.dtype, memory_format=torch.channels_last)
+        return torch.nn.Module.to(model, place, self.dtype, memory_format=torch.channels_last)
 
-    def _at_work(self, *networks: torch.nn.Module) -> None:
+    def at_work(self, *networks: torch.nn.Module) -> None:
         """Where memory is short, only these networks are on the device."""
         if self.offload:
             for network in (self.unet, self.controlnet, self.autoencoder):
@@ -319,7 +320,7 @@ class StableDiffusionPainter:
 
         condition: mesh pictures uint8 (k * n, 3, height, width) and, for a face, inpainting channels (k * n, c, h, w).
         """
-        self._at_work(self.unet, self.controlnet)
+        self.at_work(self.unet, self.controlnet)
         self.coupling.state.frames = window or len(latents)
         self.coupling.state.latent_size = latents.shape[-2:]
         pictures, *channels = condition
@@ -351,7 +352,7 @@ class StableDiffusionPainter:
         ).sample
 
     def decode(self, latents: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
-        self._at_work(self.autoencoder)
+        self.at_work(self.autoencoder)
         latents = latents.to(self.dtype) / self.autoencoder.config.scaling_factor
         return to_bytes_range(self.autoencoder.decode(latents).sample)
 

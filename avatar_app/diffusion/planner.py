@@ -4,6 +4,7 @@ The estimates are upper bounds on the values alive in one call, taken from the w
 They need not be exact: whoever runs out of memory all the same asks for `Plan.smaller` and tries again.
 """
 
+import gc
 import json
 import logging
 import os
@@ -138,8 +139,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Bytes that can still be had on a device; what this process let go of is given back first."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()

@@ -32,6 +32,7 @@ BLOCK_SECONDS = 2.0  # of the reference and of each comparison of the head
 SPEAKING, SILENT = -25.0, -35.0  # dB below the speech's loud parts
 PAUSE_EDGE = 0.1  # s at both ends of a pause in which the mouth may still move
 HEAD_EVERY = 3  # frames: the head is compared that often
+FAINTEST = -35.0  # dB of full scale: what is fainter than this by SPEAKING is no speech
 LEAST = {"speech": 15, "pause": 8, "lips": 30, "borders": 3}  # frames (borders) without which nothing is said
 
 
@@ -294,6 +295,9 @@ class QualityReport:
         ):
             value = max(self._parts[part].quantile(0.5) for part in parts)
             check, what = Check(id, name, None, "m/s³", most, "", ""), name.split()[1]
+            if not any(self._parts[part].counts.any() for part in parts):
+                checks.append(not_measured(check, "The video is too short."))
+                continue
             bad = f"The {what} tremble{'s' if what == 'head' else ''}: try another seed, or smooth the motion file."
             fine = f"The {what} move{'s' if what == 'head' else ''} smoothly."
             checks.append(judge(check, value <= most, value, fine, bad))
@@ -400,7 +404,7 @@ def loudness(speech: Speech, fps: float, frames: int) -> np.ndarray:
     low, high = (np.clip(middle + side, 0, len(power) - 1).astype(int) for side in (-hop, hop))
     mean = (power[high] - power[low]) / np.maximum(high - low, 1)
     level = 10 * np.log10(np.maximum(mean, 1e-10))
-    return level - np.percentile(level, 95)
+    return level - max(np.percentile(level, 95), FAINTEST)
 
 
 def pauses(level: np.ndarray, fps: float) -> np.ndarray:

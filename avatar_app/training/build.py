@@ -214,20 +214,20 @@ def _run(commands: dict[str, list[str]], folders: dict[str, Path], stage: str, p
             )
             stack.callback(_end, processes[kind])
         begun = _seconds(folders)[0]
-        while any(process.poll() is None for process in processes.values()):
+        while None in (ends := [process.poll() for process in processes.values()]) and not any(ends):
             done, total = _seconds(folders)
             if total:
                 progress(stage, round(done - begun), max(1, round(total - begun)))
             time.sleep(POLL)
         for kind, process in processes.items():
-            if process.returncode:
+            if process.returncode:  # the others are ended, too
                 last = (folders[kind] / "log.txt").read_text().strip().splitlines() or ["no output"]
                 refusal = last[-1].split("InputError: ", 1)
                 if len(refusal) == 2:
                     raise InputError(refusal[1])
                 raise RuntimeError(f"{stage} failed, see {folders[kind] / 'log.txt'}: {last[-1]}")
-            if not finished(folders[kind]):  # somebody ended it; it has saved what it had
-                raise KeyboardInterrupt
+        if not all(map(finished, folders.values())):  # somebody ended one; it has saved what it had
+            raise KeyboardInterrupt
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -68,6 +68,7 @@ class _Check:
 
     def run(self) -> None:
         camera = self.attempt("camera.json", lambda: read_camera(self.dataset / "camera.json"))
+        self.attempt("plate.png", partial(self.check_plate, camera))
         tracking = self.attempt("tracking.json", lambda: read_tracking(self.dataset)) or {}
         sets = [name for name in SETS if (self.dataset / name).is_dir()]
         if "train" not in sets:
@@ -84,6 +85,13 @@ class _Check:
             body = self.attempt("body", partial(read_body, self.dataset, tracking, first))
         for name in sets:
             self.check_set(self.dataset / name, camera, motions[name], body)
+
+    def check_plate(self, camera: Camera | None) -> None:
+        if (self.dataset / "plate.png").exists():
+            height, width, _ = read_picture(self.dataset / "plate.png").shape
+            if camera is not None and (width, height) != (camera.width, camera.height):
+                size = f"{camera.width}x{camera.height}"
+                self.add("plate.png", f"The empty set is {width}x{height} pixels large, the camera's picture {size}.")
 
     def check_set(self, folder: Path, camera: Camera | None, motion: Motion | None, body) -> None:
         name = folder.name
@@ -154,7 +162,7 @@ class _Check:
         name = take.folder.name
         there = [n for n in range(len(take.frames)) if take.video or take.files[n].exists()]
         reader = read_video(take.video, THUMBNAIL) if take.video else (read_picture(take.files[n]) for n in there)
-        wrong_size, dark, frozen, before = [], [], [], None
+        wrong_size, wrong_mask, dark, frozen, before = [], [], [], [], None
         for number, picture in zip(there, self.readable(name, reader), strict=False):
             size = picture.shape[1], picture.shape[0]
             view = take.cameras[number] if not take.video else None
@@ -166,11 +174,14 @@ class _Check:
             elif self.is_frozen(take, number, before, small, vertices, motion):
                 frozen.append(number)
             before = small
+            if not self.has_sound_mask(take, number, camera):
+                wrong_mask.append(number)
         if take.video and camera is not None:
             facts = probe(take.video)
             wrong_size = [0] if (facts.width, facts.height) != (camera.width, camera.height) else []
         for numbers, what in (
             (wrong_size, "of another size than their camera"),
+            (wrong_mask, "with a mask that is unreadable or of another size than their camera"),
             (dark, "black or blank"),
             (frozen, "the same as the one before although the body moved"),
         ):
@@ -186,6 +197,16 @@ class _Check:
             yield from pictures
         except InputError as error:
             self.add(name, str(error))
+
+    @staticmethod
+    def has_sound_mask(take: Take, number: int, camera: Camera | None) -> bool:
+        """Also where there is none."""
+        try:
+            mask = take.mask(number)
+        except InputError:
+            return False
+        view = take.cameras[number] if camera is not None else None
+        return mask is None or view is None or mask.shape == (view.height, view.width)
 
     @staticmethod
     def is_frozen(take: Take, number: int, before, now: np.ndarray, vertices, motion) -> bool:

@@ -55,7 +55,7 @@ class Take:
     def mask(self, number: int) -> np.ndarray | None:
         """Where the person is, bool (height, width), from masks/000123.png; None without one."""
         path = self.folder / "masks" / f"{self.frames[number]:06d}.png"
-        return np.asarray(Image.open(path).convert("L")) > 127 if path.exists() else None
+        return read_picture(path, "L") > 127 if path.exists() else None
 
 
 def read_take(folder: Path, camera: Camera, tracking: dict) -> Take:
@@ -142,10 +142,10 @@ def list_pictures(folder: Path, camera: Camera) -> tuple[list[Path], list[int], 
     return files, frames, cameras
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, mode: str = "RGB") -> np.ndarray:
     try:
-        return np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, SyntaxError):
+        return np.asarray(Image.open(path).convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         raise InputError(f"'{path.parent.name}/{path.name}' is not a readable picture.") from None
 
 

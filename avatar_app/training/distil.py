@@ -18,6 +18,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ class Distiller:
         seed: int = 0,
         device: str = "cpu",
     ):
+        self.seed = seed
         torch.manual_seed(seed)
         self.batches, self.guidance, self.device = batches, guidance, torch.device(device)
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
@@ -88,6 +90,8 @@ class Distiller:
         for name in ("student", "average", "optimizer"):
             getattr(self, name).load_state_dict(state[name])
         self.count, self.elapsed = state["count"], state["elapsed"]
+        self.batches.rng = np.random.default_rng([self.seed, self.count])
+        torch.manual_seed(self.seed + self.count)
 
     def step(self) -> float:
         """One update -> its loss."""

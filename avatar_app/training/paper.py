@@ -1,7 +1,7 @@
 """Train networks of Make-Your-Anchor's kind: a UNet and a ControlNet of Stable Diffusion 1.5's size, in two stages.
 
-    launch.py anchors train --kind stable-diffusion PERSON1 PERSON2 ... --base SD15 --out pretrained  # 1: many people
-    launch.py anchors train --kind stable-diffusion PERSON --base SD15 --from pretrained --out name   # 2: one of them
+    launch.py anchors pretrain --kind stable-diffusion PERSON1 PERSON2 ... --base SD15 --out pretrained  # 1: many
+    launch.py anchors train --kind stable-diffusion PERSON --base SD15 --from pretrained --out name      # 2: one
 
 Both stages are the same loop. A sample is one picture: its latents under noise, the picture of the posed mesh, and as
 prompt CLIP's tokens of another picture of the same person, which tell identities apart. UNet and ControlNet learn
@@ -189,6 +189,8 @@ class PaperTrainer:
         self.recipe, self.base, self.out = recipe, base, out / recipe.part
         torch.manual_seed(recipe.seed)
         precision = recipe.precision or ("no" if device == "cpu" or not torch.cuda.is_available() else "bf16")
+        if device is not None and device.startswith("cuda:"):
+            torch.cuda.set_device(device)
         self.accelerator = Accelerator(cpu=device == "cpu", mixed_precision=precision)
         if self.accelerator.num_processes > 1:
             raise InputError("This training runs on one device: start it without `accelerate launch` on several.")

@@ -20,7 +20,7 @@ from avatar_app.diffusion.face import head_squares
 from avatar_app.mesh.body import Body
 from avatar_app.mesh.camera import Camera
 from avatar_app.training.dataset import nearest_known
-from avatar_app.training.delivery import SETS, Take, read_body, read_camera, read_take, read_tracking
+from avatar_app.training.delivery import SETS, Take, read_body, read_camera, read_picture, read_take, read_tracking
 from talkshow_bridge import rotations
 from talkshow_bridge.exchange import IN_A_ROOM
 from talkshow_bridge.motion import Motion
@@ -163,9 +163,16 @@ def write_set(folder: Path, take: Take, chosen: Sequence[int], place: Placing | 
         if square is not None:
             camera, picture = square.view(camera), square.cut(picture)
         camera = place.camera(camera) if place else camera
-        index[f"{frame:06d}.png"] = {"frame": frame, "camera": camera.to_dict()}
-        Image.fromarray(picture).save(folder / f"{frame:06d}.png", compress_level=1)
+        name = file_name(frame, number, index)
+        index[name] = {"frame": frame, "camera": camera.to_dict()}
+        Image.fromarray(picture).save(folder / name, compress_level=1)
     (folder / "index.json").write_text(json.dumps(index))
+
+
+def file_name(frame: int, number: int, taken: dict) -> str:
+    """Several pictures may show one frame."""
+    name = f"{frame:06d}.png"
+    return f"{frame:06d}-{number}.png" if name in taken else name
 
 
 def write_faces(
@@ -186,16 +193,16 @@ def write_faces(
         left, top = np.clip((left, top), 0, (width - side, height - side))
         camera = take.cameras[number].crop(left, top, side, size)
         camera = place.camera(camera) if place else camera
-        index[f"{frame:06d}.png"] = {"frame": frame, "camera": camera.to_dict()}
-        Image.fromarray(cut(picture, left, top, side, size)).save(folder / f"{frame:06d}.png", compress_level=1)
+        name = file_name(frame, number, index)
+        index[name] = {"frame": frame, "camera": camera.to_dict()}
+        Image.fromarray(cut(picture, left, top, side, size)).save(folder / name, compress_level=1)
     (folder / "index.json").write_text(json.dumps(index))
 
 
 def write_plate(delivery: Delivery, square: Square, path: Path) -> None:
     """plate.png as delivered or, where masks tell the person from the set, the median of what is not the person."""
     if (delivery.folder / "plate.png").exists():
-        plate = np.asarray(Image.open(delivery.folder / "plate.png").convert("RGB"))
-        Image.fromarray(square.cut(plate)).save(path)
+        Image.fromarray(square.cut(read_picture(delivery.folder / "plate.png"))).save(path)
         return
     take = delivery.takes["train"]
     chosen = [n for n in spread(len(take.frames), 60) if take.mask(n) is not None]

@@ -110,6 +110,7 @@ class Trainer:
         folders = [folders] if isinstance(folders, Path) else list(folders)
         self.kind, self.recipe, self.out, self.device = kind, RECIPES[kind], out, torch.device(device)
         self.fine_tuned = start is not None
+        self.seed = seed
         torch.manual_seed(seed)
         workers = 0 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
         batches = [Batches(folder, kind, seed + number, workers) for number, folder in enumerate(folders)]
@@ -339,6 +340,10 @@ class Trainer:
                 person.slow_texture.copy_(slow)
         self.best, self.scores = state.get("best"), state.get("scores", [])
         self.step, self.elapsed = state["step"], state["elapsed"]
+        for number, person in enumerate(self.people):  # not the same pictures and noise as from the start
+            person.batches.rng = np.random.default_rng([self.seed, number, self.step])
+        self.rng = self.people[0].batches.rng
+        torch.manual_seed(self.seed + self.step)
 
 
 def own_options(config: dict) -> dict:
