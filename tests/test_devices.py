@@ -10,14 +10,17 @@ from avatar_app.diffusion.face import FaceEnhancer
 from avatar_app.diffusion.generator import FrameGenerator
 from avatar_app.diffusion.inpainting import FaceInpainter
 from avatar_app.diffusion.planner import Plan
+from talkshow_bridge.audio import load_speech
+from talkshow_bridge.generator import MotionGenerator
 from tests.originals import variant
+from tests.speech import write_speech
 
 META = torch.device("meta")
 
 
 @pytest.fixture(autouse=True)
 def numbers_come_back(monkeypatch):
-    """What leaves the device is zeros."""
+    """What leaves the device is ones."""
     move = torch.nn.Module.to
 
     def moved(self, device, *how, **more):
@@ -27,7 +30,9 @@ def numbers_come_back(monkeypatch):
         return move(self, device, *how, **more)
 
     monkeypatch.setattr(torch.nn.Module, "to", moved)
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.zeros(self.shape, dtype=self.dtype))
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda self: torch.ones(self.shape, dtype=self.dtype) if self.is_meta else self
+    )
 
 
 @pytest.fixture
@@ -73,3 +78,8 @@ def test_faces(kind, offload, tiny_anchor, vertices, face_anchor, mesh_pictures_
         frames = np.zeros((4, *size, 3), np.uint8)
         made = FaceInpainter(face_anchor, face_anchor.preset("best"), META, plan=plan).enhance(frames, posed)
     assert made.shape == frames.shape
+
+
+def test_motion(tmp_path):
+    speech = load_speech(write_speech(tmp_path / "speech.wav", 1.0))
+    assert len(MotionGenerator.from_pretrained(device="meta").generate(speech)) == 30
