@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="USER:PASSWORD",
         help="who may come in, several separated by commas, or @FILE with one a line; default: AVATAR_APP_AUTH",
     )
-    app.add_argument("--manage-anchors", action="store_true", help="visitors from elsewhere may change the presenters")
+    app.add_argument(
+        "--manage-anchors", action="store_true", help="visitors may change presenters in spite of a password"
+    )
     app.set_defaults(run=_app)
 
     render = commands.add_parser("render", help="speech file -> video")

@@ -133,7 +133,7 @@ def serve(
         )
     alone = not (listen or share or users)  # a password is for visitors, who may come through a proxy
     site = Site(Jobs(), manage=alone or manage_anchors, local=alone)
-    with tempfile.TemporaryDirectory(prefix="avatar_app-") as uploads:  # nobody else's to read, gone at the end
+    with tempfile.TemporaryDirectory(prefix="avatar_app-", ignore_cleanup_errors=True) as uploads:  # the owner's alone
         os.environ.setdefault("GRADIO_TEMP_DIR", uploads)
         _serve(site, port, "0.0.0.0" if listen else "127.0.0.1", share, users)
 
