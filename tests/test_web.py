@@ -213,7 +213,7 @@ def test_the_api_is_documented_and_has_no_other_doors(url, tmp_path):
         client.predict("ten", "tiny", "draft", api_name="/estimate")
 
 
-def test_assistants_find_the_same_tools(url):
+def test_mcp_clients_find_the_same_tools(url):
     mcp = pytest.importorskip("mcp")
     from mcp.client.streamable_http import streamable_http_client
 

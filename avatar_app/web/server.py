@@ -184,7 +184,7 @@ def _bounded(receive: Receive, limit: int, upload: bool) -> Receive:
 
 def fetch_nothing() -> None:
     """gradio downloads a file that is given as an address. This server asks no other: the address of an upload, as
-    assistants give it, is taken for the file itself, and any other is refused."""
+    MCP clients give it, is taken for the file itself, and any other is refused."""
 
     async def uploaded(url: str, cache_dir: str) -> str:
         path = unquote(url).partition("/gradio_api/file=")[2]
