@@ -18,7 +18,6 @@ import numpy as np
 from PIL import Image
 
 from avatar_app.anchors import Anchor, load_anchor, seal_anchor
-from avatar_app.cli_trust import add_consent_options, consent_from
 from avatar_app.diffusion.networks import NativeNetworks
 from avatar_app.training.dataset import Footage
 from avatar_app.trust.consent import Consent, require_consent
@@ -199,6 +198,8 @@ def training_words(facts: dict) -> str:
 
 
 def main() -> None:
+    from avatar_app.cli_trust import add_consent_options, consent_from
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("footage", "body", "face", "out"):
         parser.add_argument(name, type=Path)
