@@ -88,6 +88,7 @@ def read_list(
     items: list[Item] = []
     faults: list[Fault] = []
     heard: dict[Path, Speech | InputError] = {}
+    known: dict[str, Anchor] = {}  # one of each, with its body
     for number, cells in _rows(path, faults):
         anchors = cells.pop("anchor", "").split(BETWEEN_ANCHORS)
         for anchor in anchors:
@@ -98,9 +99,11 @@ def read_list(
                 subtitles = load_subtitles(path.parent / cells["subtitles"]) if "subtitles" in cells else None
                 subtitles = subtitles and subtitles.until(speech.duration)
                 column = "settings"
-                settings = _settings(cells | {"anchor": anchor.strip()}, defaults)
+                named = {name: _beside(path, cells[name]) for name in ("motion_model",) if name in cells}
+                settings = _settings(cells | named | {"anchor": _beside(path, anchor.strip())}, defaults)
                 column = "anchor"
                 presenter = presenter_for(settings)
+                presenter = known.setdefault(presenter.id, presenter)
                 column = "out"
                 if "out" in cells:
                     out = path.parent / cells["out"]
@@ -111,12 +114,14 @@ def read_list(
                 out = check_output(out)
                 if any(item.out == out for item in items):
                     raise InputError(f"{out.name!r} is made by another line already; please name it in `out`.")
-                if out.exists() and out.samefile(speech.path):
-                    raise InputError(f"{out.name!r} would replace the speech.")
             except InputError as error:
                 faults.append(Fault(number, column, str(error)))
             else:
                 items.append(_item(number, speech, presenter, settings, subtitles, out, device))
+    inputs = {(there.st_dev, there.st_ino) for there in (speech.stat() for speech in heard if speech.exists())}
+    for item in items:
+        if item.out.exists() and (item.out.stat().st_dev, item.out.stat().st_ino) in inputs:
+            faults.append(Fault(item.row, "out", f"{item.out.name!r} would replace a speech of this list."))
     if not items and not faults:
         raise InputError(f"The list {path.name!r} names no speech.")
     return items, faults
@@ -133,7 +138,10 @@ def _rows(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, str]
     lines = text.splitlines()
     delimiter = max(",;\t", key=(lines or [""])[0].count)
     reader = csv.DictReader(lines, delimiter=delimiter, restkey="too many", restval="", strict=True)
-    names = [name.strip().lower() for name in reader.fieldnames or []]
+    try:
+        names = [name.strip().lower() for name in reader.fieldnames or []]
+    except csv.Error as error:
+        raise InputError(f"The list {path.name!r} is not CSV: {error}.") from None
     if "speech" not in names:
         raise InputError(f"The list {path.name!r} needs a first line that names its columns, one of them `speech`.")
     for name in names:
@@ -152,6 +160,11 @@ def _rows(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, str]
                 yield reader.line_num, cells
     except csv.Error as error:
         raise InputError(f"The list {path.name!r} is not CSV: {error}.") from None
+
+
+def _beside(path: Path, name: str) -> str:
+    """A folder that lies beside the list, else the name itself."""
+    return str(path.parent / name) if name and (path.parent / name).is_dir() else name
 
 
 def _heard(heard: dict[Path, Speech | InputError], path: Path) -> Speech:

@@ -224,14 +224,15 @@ def _motion_file(options: argparse.Namespace, settings: RenderSettings) -> Motio
     from talkshow_bridge.audio import load_speech
 
     speech = load_speech(options.speech) if options.speech else None
-    return cli_motion.read_motion_for(options.motion, choose_anchor(settings.anchor).body.expression_space, speech)
+    body = choose_anchor(settings.anchor).body
+    return cli_motion.read_motion_for(options.motion, body.expression_space, speech, settings.seed)
 
 
 def _motion_only(options: argparse.Namespace, settings: RenderSettings, suffix: str) -> None:
     from avatar_app.pipeline import checked_device, choose_anchor, make_motion
     from talkshow_bridge.audio import load_speech
 
-    out = cli_motion.check_motion_output(_numbered(options.motion_only, suffix))
+    out = cli_motion.check_motion_output(_numbered(options.motion_only, suffix), options.motion)
     anchor = choose_anchor(settings.anchor)
     if options.motion:
         motion = _motion_file(options, settings).resample(anchor.manifest.fps)

@@ -96,9 +96,7 @@ def _inspect(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     from avatar_app.pipeline import choose_anchor
 
-    out = check_motion_output(options.out)
-    if out.exists() and os.path.exists(options.file) and os.path.samefile(out, options.file):
-        raise InputError(f"The output {out.name!r} would replace the motion that it is made from.")
+    out = check_motion_output(options.out, options.file)
     motion = _read(options)
     if options.fps is not None:
         if not 1 <= options.fps <= 240:
@@ -122,8 +120,8 @@ def _sample(text: str | None) -> tuple[int, int] | None:
     return int(number), int(count)
 
 
-def check_motion_output(path: str | os.PathLike[str]) -> Path:
-    """The absolute path of a motion file to write, or InputError in one sentence."""
+def check_motion_output(path: str | os.PathLike[str], source: str | None = None) -> Path:
+    """The absolute path of a motion file to write, or InputError in one sentence. source: what it is made from."""
     from avatar_app.video import check_output
 
     suffix = Path(path).suffix.lower()
@@ -131,7 +129,10 @@ def check_motion_output(path: str | os.PathLike[str]) -> Path:
         raise InputError(
             f"The output file {Path(path).name!r} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}."
         )
-    return check_output(path, suffix)
+    out = check_output(path, suffix)
+    if source and out.exists() and os.path.exists(source) and os.path.samefile(out, source):
+        raise InputError(f"The output {out.name!r} would replace the motion that it is made from.")
+    return out
 
 
 def write_motion(motion: Motion, out: Path, body: Callable[[], Body | None], amass: bool = False) -> None:
@@ -183,7 +184,7 @@ def _write_glb(motion: Motion, path: Path, body: Body | None) -> None:
     write_glb(body, motion, path)
 
 
-def read_motion_for(path: str, expression_space: str, speech: Speech | None) -> Motion:
+def read_motion_for(path: str, expression_space: str, speech: Speech | None, seed: int = 0) -> Motion:
     """A motion file made fit for a presenter: on the spot, and with face numbers that the body understands.
 
     No face or one of another kind is made anew from the speech where there is one; otherwise only jaw and eyes move.
@@ -203,7 +204,7 @@ def read_motion_for(path: str, expression_space: str, speech: Speech | None) -> 
         return with_face(motion, expression_space)
     reason = "has no moving face" if known else "has face numbers that mean nothing to this body"
     _say(f"'{name}' {reason}: the face follows the speech instead")
-    return with_face(motion, expression_space, generator.generate(speech, fps=motion.fps))
+    return with_face(motion, expression_space, generator.generate(speech, seed, fps=min(motion.fps, 240)))
 
 
 def _say(note: str) -> None:
@@ -221,9 +222,12 @@ def describe(motion: Motion) -> list[str]:
         f"{len(motion)} frames at {motion.fps:g} per second, {motion.duration:.2f} s",
         f"made by {', '.join([str(meta.get('generator', 'an unknown program')), *origin])}",
         f"face in {motion.expression_space}, {face}; {len(motion.betas)} shape numbers",
-        f"wrists {figures.wrist_mean:.3f} m/s on average, {figures.wrist_p95:.3f} at the 95th percentile, "
-        f"resting {figures.still:.0%} of the time; head {figures.head_speed:.3f} m/s",
     ]
+    if len(motion) > 1:
+        lines.append(
+            f"wrists {figures.wrist_mean:.3f} m/s on average, {figures.wrist_p95:.3f} at the 95th percentile, "
+            f"resting {figures.still:.0%} of the time; head {figures.head_speed:.3f} m/s"
+        )
     lines += [f"remark: {str(note)[:200]}" for note in meta.get("notes", [])[:9] if isinstance(meta.get("notes"), list)]
     return lines + [f"warning: {warning}" for warning in _warnings(motion, figures)]
 

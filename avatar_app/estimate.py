@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from avatar_app.stages import cores
+
 if TYPE_CHECKING:
     from avatar_app.anchors import Anchor
 
@@ -20,7 +22,9 @@ REFERENCE_MEMORY = {"preview": 0.6e9, "draft": 1.4e9, "standard": 1.6e9, "best":
 REFERENCE_BITS = 0.1  # a pixel of a frame at crf 18
 AUDIO_BYTES = 24_000  # a second
 LOADED = 1.5e9  # bytes: the program without an anchor's networks
-START_STAGES = ("speech", "anchor", "motion", "loading")
+START_STAGES = ("anchor", "loading")  # what the length does not change
+ENOUGH_FRAMES = 150  # of a render that tells a pace
+MOTION_SECONDS = 2.0, 0.04  # to begin with, and for each second of speech
 
 
 def cache_folder() -> Path:
@@ -45,13 +49,19 @@ def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -
     return fixed + per_frame * frames
 
 
+def expected_motion_seconds(duration: float) -> float:
+    """Seconds for the motion alone of so many seconds of speech."""
+    fixed, pace = MOTION_SECONDS
+    return fixed + pace * duration
+
+
 def _speed(anchor: str, mode: str, device: str) -> tuple[float, float]:
     """Seconds before the first frame and of each frame: measured, or the reference scaled as another mode's was."""
     reference = REFERENCE_SECONDS if find_spec("openvino") else PLAIN_SECONDS
     measured = {other: _measured().get(f"{anchor}/{other}/{device}") for other in reference}
     if known := measured[mode]:
         return known[0], known[1]
-    pace = REFERENCE_CORES / max(os.cpu_count() or 1, 1)
+    pace = REFERENCE_CORES / cores()
     for other in ("standard", "draft", "best"):
         if measured[other] and mode != "preview":
             pace = measured[other][1] / reference[other]
@@ -83,10 +93,12 @@ def remember(
     device: str = "cpu",
     peak_mb: int | None = None,
 ) -> None:
-    """Keeps what a finished render took; a place that cannot be written is no reason to fail.
+    """Keeps what a finished render took, if it was long enough; a place that cannot be written is no reason to fail.
 
     peak_mb: largest size of the process; one that has made several videos tells too much, so the smallest is kept.
     """
+    if frames < ENOUGH_FRAMES:
+        return
     key, measured = f"{anchor}/{mode}/{device}", _measured()
     fixed = sum(timings.get(stage, 0.0) for stage in START_STAGES)
     peaks = [peak for peak in (peak_mb, *measured.get(key, [])[2:]) if peak]

@@ -45,6 +45,9 @@ def load_motion(
     are checked before memory is taken (see arrays.py), numbers must be finite.
     """
     name = shown(Path(path))
+    for value, known in ((hands, HANDS), (up, UPS)):
+        if value not in (None, *known):
+            raise InputError(f"{value!r} is neither {known[0]} nor {known[1]}.")
     if Path(path).suffix.lower() in WRITTEN_ONLY:
         raise InputError(f"'{name}' cannot be read: BVH and GLB files are only written here.")
     if sample is not None and not is_npy(path):
@@ -131,6 +134,8 @@ def _from_poses(arrays: dict[str, np.ndarray], hands: str | None, up: str | None
             f"'poses' in '{name}' has shape {poses.shape}; SMPL-X has 165 columns, SMPL+H 156 (SMPL's 72 lack hands)."
         )
     count = len(poses)
+    if not count:
+        raise InputError(f"The motion '{name}' has no frames.")
     joints = poses.reshape(count, -1, 3).astype(np.float64)
     face, fingers = joints[:, 22:-30], joints[:, -30:].reshape(count, 2, 15, 3)
     if not face.size:
@@ -172,7 +177,7 @@ def _frame_rate(arrays: dict[str, np.ndarray], default: float | None, name: str)
         raise InputError(f"'{name}' does not say its frame rate ('mocap_frame_rate').")
     try:
         return file_fps(default if stored is None else stored.reshape(-1)[0], name)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"The frame rate in '{name}' is not a number.") from None

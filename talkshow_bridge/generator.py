@@ -15,7 +15,7 @@ from talkshow_bridge.features import log_mel
 from talkshow_bridge.lip_net import LipNet
 from talkshow_bridge.lips import effort_of, mouth
 from talkshow_bridge.motion import Motion
-from talkshow_bridge.planner import STYLES
+from talkshow_bridge.planner import STYLES, check_sampling, check_wish
 from talkshow_bridge.presence import add_upper_face
 from talkshow_bridge.prosody import analyse
 
@@ -61,8 +61,9 @@ class MotionGenerator:
             speech = load_speech(speech)
         if not 1 <= fps <= 240:
             raise InputError(f"The frame rate goes from 1 to 240, not {fps}.")
-        if not (0.1 <= temperature <= 2 and 0.1 <= top_p <= 1):
-            raise InputError(f"Temperature goes from 0.1 to 2 and top_p from 0.1 to 1, not {temperature} and {top_p}.")
+        check_wish(seed, energy)
+        check_sampling(temperature, top_p)
+        seed, energy = int(seed), float(energy)
         count = speech.frame_count(fps)
         mels = log_mel(speech.samples)
         prosody = analyse(speech.samples, mels)

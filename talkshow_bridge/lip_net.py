@@ -99,6 +99,7 @@ class LipNet(nn.Module):
     @classmethod
     def load(cls, folder: str | os.PathLike[str], device: str = "cpu") -> LipNet:
         """Read what `save` wrote; raises InputError when the folder does not hold it."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         source = Path(folder)
@@ -111,7 +112,7 @@ class LipNet(nn.Module):
             missing = net.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)
         except FileNotFoundError as error:
             raise InputError(f"The motion weights are not complete: '{error.filename or source}' is missing.") from None
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"The motion weights in '{source}' cannot be read ({error}).") from None

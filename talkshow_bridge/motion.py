@@ -77,6 +77,7 @@ class Motion:
             raise InputError(f"Unknown expression space '{self.expression_space}'.")
         if not (math.isfinite(self.fps) and self.fps > 0):
             raise InputError(f"A motion needs a positive frame rate, not {self.fps}.")
+        object.__setattr__(self, "fps", float(self.fps))
         count = len(self.jaw)
         shapes = {**ROTATION_SHAPES, "transl": (3,), "expression": (EXPRESSION_SIZES[self.expression_space],)}
         for name, shape in shapes.items():
@@ -155,8 +156,9 @@ class Motion:
             "meta": self.meta,
         }
         arrays = {name: getattr(self, name) for name in (*_frame_arrays(), "betas")}
+        arrays["header"] = np.array(json.dumps(header))  # before the file is opened: it may fail
         with open(path, "wb") as stream:
-            np.savez_compressed(stream, header=np.array(json.dumps(header)), **arrays)
+            np.savez_compressed(stream, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Motion:
@@ -171,7 +173,7 @@ class Motion:
             motion = cls(fps, expression_space=header["expression_space"], meta=meta, **arrays)
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError, RecursionError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             raise InputError(f"'{name}' is not a motion file of this project (.npz).") from None
         if not len(motion):
             raise InputError(f"The motion '{name}' has no frames.")

@@ -135,11 +135,17 @@ def choose_style(style: str | Style) -> Style:
 
 
 def check_wish(seed: int, energy: float) -> None:
-    """InputError unless the seed is a whole number from 0 and the gesture energy within 0..2."""
+    """InputError unless the seed is a whole number from 0 below 2^63 and the gesture energy within 0..2."""
     if not 0 <= energy <= 2:
         raise InputError(f"Gesture energy goes from 0 to 2, not {energy}.")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"A seed is a whole number from 0, not {seed!r}.")
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise InputError(f"A seed is a whole number from 0 and below 2^63, not {seed!r}.")
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """InputError unless both are in their ranges."""
+    if not (0.1 <= temperature <= 2 and 0.1 <= top_p <= 1):
+        raise InputError(f"Temperature goes from 0.1 to 2 and top_p from 0.1 to 1, not {temperature} and {top_p}.")
 
 
 def plan_gestures(prosody: Prosody, style: Style, energy: float, rng: np.random.Generator) -> Plan:

@@ -20,6 +20,7 @@ from talkshow_bridge.errors import InputError
 from talkshow_bridge.mfcc import FRAME_RATE as GESTURE_RATE
 from talkshow_bridge.mfcc import mfcc_of_blocks
 from talkshow_bridge.motion import Motion
+from talkshow_bridge.planner import check_sampling, check_wish
 from talkshow_bridge.vq_vae import FRAMES_PER_CODE
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ class TalkShow:
         """
         speech = speech if isinstance(speech, Speech) else load_speech(speech)
         posture = posture or ("sit" if self.lips is None else "stand")
-        _check(count, fps, energy, posture)
+        _check(count, fps, posture)
+        check_wish(seed, energy)
+        check_sampling(temperature, top_p)
+        seed, energy = int(seed), float(energy)
         speaker = self._speaker(style)
         sampling = {"seed": seed, "samples": count, "temperature": temperature, "top_p": top_p}
         if compat:
@@ -189,13 +193,11 @@ class TalkShow:
         raise InputError(f"These weights know the styles {', '.join(self.styles)}, not '{style}'.")
 
 
-def _check(count: int, fps: float, energy: float, posture: str) -> None:
+def _check(count: int, fps: float, posture: str) -> None:
     if count < 1:
         raise InputError(f"At least one take is needed, not {count}.")
     if not 1 <= fps <= 240:
         raise InputError(f"The frame rate goes from 1 to 240, not {fps}.")
-    if not 0 <= energy <= 2:
-        raise InputError(f"The gesture energy goes from 0 to 2, not {energy}.")
     if posture not in POSTURES:
         raise InputError(f"Unknown posture '{posture}'; there are {', '.join(POSTURES)}.")
 

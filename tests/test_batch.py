@@ -82,6 +82,19 @@ def test_all_faults_come_in_one_table_before_anything_is_made(place, capsys):
     assert not list(place.glob("*.mp4")) and told.out == ""
 
 
+def test_no_video_replaces_a_speech_of_another_line(place, capsys):
+    shutil.copy(place / "sound" / "hello world.wav", place / "two.mp4")
+    (place / "list.csv").write_text("speech,out,anchor\nsound/hello world.wav,two.mp4,one\ntwo.mp4,b.mp4,one\n")
+    assert main(["batch", str(place / "list.csv")]) == 2
+    assert "'two.mp4' would replace a speech of this list" in capsys.readouterr().err
+
+
+def test_folders_of_presenters_may_lie_beside_the_list(place, tiny_anchor, capsys):
+    shutil.copytree(tiny_anchor.folder, place / "mine")
+    (place / "list.csv").write_text("speech,anchor\nsound/hello world.wav,mine\n")
+    assert main(["batch", str(place / "list.csv"), "--dry-run"]) == 0
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -90,6 +103,7 @@ def test_all_faults_come_in_one_table_before_anything_is_made(place, capsys):
         ("speech,speed\na,b\n", "'speed' of 'list.csv' is unknown; known are speech, out"),
         ("speech,seed,seed\na,1,2\n", "'seed' of 'list.csv' is twice"),
         ("speech\n\n", "names no speech"),
+        ('"speech,anchor\na,b\n', "is not CSV"),
     ],
 )
 def test_lists_that_are_none(place, text, words, capsys):

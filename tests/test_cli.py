@@ -138,8 +138,9 @@ def test_a_motion_without_a_face_speaks(recordings, capsys):
 def test_motion_files_are_not_overwritten_by_themselves(tmp_path, capsys):
     Motion.rest(5).save("m.npz")
     before = (tmp_path / "m.npz").read_bytes()
-    assert main(["motion", "convert", "m.npz", "m.npz"]) == 2
-    assert_one_sentence(capsys.readouterr().err, "would replace")
+    for command in (["motion", "convert", "m.npz", "m.npz"], ["render", "--motion", "m.npz", "--motion-only", "m.npz"]):
+        assert main(command) == 2
+        assert_one_sentence(capsys.readouterr().err, "would replace")
     assert (tmp_path / "m.npz").read_bytes() == before
     assert main(["motion", "convert", "m.npz", "m.npy", "--fps", "60"]) == 0
     assert "5 frames at 30 per second" in capsys.readouterr().out

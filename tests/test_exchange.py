@@ -225,6 +225,13 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, kind):
     assert "some file.dat" in sentence and "\n" not in sentence and len(sentence) < 250
 
 
+def test_misspelt_conventions_and_empty_poses_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", poses=np.zeros((0, 165)), mocap_frame_rate=30.0)
+    for options, words in (({"hands": "Absolute"}, "neither"), ({"up": "Y"}, "neither y nor"), ({}, "no frames")):
+        with pytest.raises(InputError, match=words):
+            load_motion(tmp_path / "a.npz", **options)
+
+
 def test_damage_anywhere_is_refused(tmp_path):
     whole = tmp_path / "whole.npz"
     random_motion(30).save(whole)

@@ -1,5 +1,7 @@
 """The Motion container: slices, joins, resamples, files without pickle, TalkSHOW's columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,15 @@ def test_save_and_load(tmp_path):
     assert loaded.meta == motion.meta and loaded.fps == motion.fps
     for name in (*ROTATION_SHAPES, "expression", "transl", "betas"):
         assert np.array_equal(getattr(loaded, name), getattr(motion, name))
+
+
+def test_what_cannot_be_written_replaces_nothing(tmp_path):
+    motion, path = Motion.rest(3, np.float32(25)), tmp_path / "m.npz"
+    motion.save(path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        replace(motion, meta={"seed": object()}).save(path)
+    assert path.read_bytes() == before and Motion.load(path).fps == 25
 
 
 def test_load_refuses_everything_else(tmp_path):

@@ -19,7 +19,7 @@ from talkshow_bridge.evaluation.gestures import (
     torso_clearance,
 )
 from talkshow_bridge.features import channel_mean, log_mel, normalise
-from talkshow_bridge.generator import MotionGenerator
+from talkshow_bridge.generator import BUNDLED, MotionGenerator
 from talkshow_bridge.gesture_features import FEATURES, gesture_features
 from talkshow_bridge.limits import FLEXION, bend_fingers, confine
 from talkshow_bridge.limits import WRISTS as ALLOWED
@@ -119,6 +119,18 @@ def test_a_short_closure_never_falls_between_frames(fps):
         controls[start : start + 2, CONTROLS.index("closure")] = 1.0  # 40 ms
         jaw, expression = mouth(controls, fps, fps)
         assert units(expression, "mouthPressRight").max() > 0.45 and jaw[:, 0].min() < 0.01
+
+
+def test_numbers_of_numpy_and_damaged_weights(generator, tmp_path):
+    speech = Speech.from_samples(np.zeros(8000, np.float32))
+    generator.generate(speech, np.int64(3), energy=np.float32(1), fps=np.float32(25)).save(tmp_path / "m.npz")
+    for seed in (-1, 2**63, 0.5):
+        with pytest.raises(InputError, match="A seed is"):
+            generator.generate(speech, seed)
+    for file in BUNDLED.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None])
+    with pytest.raises(InputError, match="cannot be read"):
+        LipNet.load(tmp_path)
 
 
 def test_other_lip_shapes():

@@ -457,12 +457,13 @@ def _marks(values) -> str:
 
 
 def _expected(kind: Kind, settings: RenderSettings, anchor, duration: float) -> float:
-    from avatar_app.estimate import expected_seconds
+    from avatar_app.estimate import expected_motion_seconds, expected_seconds
     from avatar_app.pipeline import best_device
 
+    if kind == "motion":
+        return expected_motion_seconds(duration)
     mode = settings.preset if kind == "video" else "preview"
-    frames = 0 if kind == "motion" else round(duration * anchor.manifest.fps)
-    return expected_seconds(anchor.id, mode, frames, best_device())
+    return expected_seconds(anchor.id, mode, round(duration * anchor.manifest.fps), best_device())
 
 
 def _safe_suffix(path: Path) -> str:

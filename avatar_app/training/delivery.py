@@ -74,7 +74,7 @@ def read_tracking(dataset: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = dict(json.loads(path.read_text(encoding="utf-8")))
         unknown = set(facts) - TRACKING
     except (OSError, ValueError, TypeError):
         raise InputError("tracking.json is not readable JSON.") from None

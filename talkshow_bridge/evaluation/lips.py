@@ -22,6 +22,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from talkshow_bridge.audio import load_speech
+from talkshow_bridge.errors import InputError
 from talkshow_bridge.features import SAMPLE_RATE, log_mel
 from talkshow_bridge.lip_net import CONTROL_RATE, CONTROLS
 from talkshow_bridge.lips import closing, mouth
@@ -161,6 +162,8 @@ class Tally:
         self.heard += [pressed[_near(times, moment, moment, HEARD_NEAR)].any() for moment in heard]
 
     def row(self, group: str, model: str) -> Row:
+        if not self.aperture or not self.rounding:
+            raise InputError(f"The recordings of '{group}' are too few or too short to be measured.")
         correlations, weights = zip(*self.aperture, strict=True)
         figures = (
             _auc(*_joined(self.bilabial)), _auc(*_joined(self.labiodental)), _auc(*zip(*self.rounding, strict=True)),

@@ -28,7 +28,12 @@ def load_alignments(folder: Path) -> dict[str, dict]:
     index = next((folder / name for name in (PHONES_FILE, ALIGNED_FILE) if (folder / name).is_file()), None)
     if index is None:
         raise InputError(f"'{folder}' holds no {PHONES_FILE} or {ALIGNED_FILE}.")
-    entries = json.loads(index.read_text())
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        if not all(entry["phones"] and entry["dur"] > 0 for entry in entries.values()):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"'{index}' is no list of recordings with their phones and lengths.") from None
     files = {file.stem: file for file in folder.iterdir() if file.suffix in SOUNDS}
     found = {name: files.get(Path(entry.get("file", name)).stem) for name, entry in entries.items()}
     return {name: {**entries[name], "file": file} for name, file in found.items() if file}
