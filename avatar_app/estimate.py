@@ -43,6 +43,11 @@ def _measured() -> dict[str, list[float]]:
         return {}
 
 
+def _key(anchor: str, mode: str, device: str) -> str:
+    """One for all GPUs of a kind: "cuda:1" is as fast as "cuda"."""
+    return f"{anchor}/{mode}/{device.partition(':')[0]}"
+
+
 def expected_seconds(anchor: str, mode: str, frames: int, device: str = "cpu") -> float:
     """Seconds for ``frames`` frames. mode: a preset or "preview"."""
     fixed, per_frame = _speed(anchor, mode, device)
@@ -58,7 +63,7 @@ def expected_motion_seconds(duration: float) -> float:
 def _speed(anchor: str, mode: str, device: str) -> tuple[float, float]:
     """Seconds before the first frame and of each frame: measured, or the reference scaled as another mode's was."""
     reference = REFERENCE_SECONDS if find_spec("openvino") else PLAIN_SECONDS
-    measured = {other: _measured().get(f"{anchor}/{other}/{device}") for other in reference}
+    measured = {other: _measured().get(_key(anchor, other, device)) for other in reference}
     if known := measured[mode]:
         return known[0], known[1]
     pace = REFERENCE_CORES / cores()
@@ -71,7 +76,7 @@ def _speed(anchor: str, mode: str, device: str) -> tuple[float, float]:
 
 def expected_memory(anchor: Anchor, mode: str, device: str = "cpu") -> float:
     """Bytes of main memory that a render needs at most, whatever its length. mode: a preset or "preview"."""
-    measured = _measured().get(f"{anchor.id}/{mode}/{device}", [])
+    measured = _measured().get(_key(anchor.id, mode, device), [])
     if len(measured) > 2 and measured[2]:
         return 1e6 * measured[2]
     if anchor.manifest.kind == "native" or mode == "preview":
@@ -99,7 +104,7 @@ def remember(
     """
     if frames < ENOUGH_FRAMES:
         return
-    key, measured = f"{anchor}/{mode}/{device}", _measured()
+    key, measured = _key(anchor, mode, device), _measured()
     fixed = sum(timings.get(stage, 0.0) for stage in START_STAGES)
     peaks = [peak for peak in (peak_mb, *measured.get(key, [])[2:]) if peak]
     speed = [round(fixed, 2), (timings["total"] - fixed) / frames, min(peaks, default=None)]
