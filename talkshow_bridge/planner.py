@@ -142,10 +142,11 @@ def check_wish(seed: int, energy: float) -> None:
         raise InputError(f"A seed is a whole number from 0 and below 2^63, not {seed!r}.")
 
 
-def check_sampling(temperature: float, top_p: float) -> None:
-    """InputError unless both are in their ranges."""
-    if not (0.1 <= temperature <= 2 and 0.1 <= top_p <= 1):
-        raise InputError(f"Temperature goes from 0.1 to 2 and top_p from 0.1 to 1, not {temperature} and {top_p}.")
+def check_sampling(temperature: float, top_p: float, least: float = 0.1) -> None:
+    """InputError unless both are in their ranges. least: the smallest top_p; 0 takes the likeliest code alone."""
+    if not (0.1 <= temperature <= 2 and least <= top_p <= 1):
+        given = f"{temperature} and {top_p}"
+        raise InputError(f"Temperature goes from 0.1 to 2 and top_p from {least:g} to 1, not {given}.")
 
 
 def plan_gestures(prosody: Prosody, style: Style, energy: float, rng: np.random.Generator) -> Plan:

@@ -101,7 +101,7 @@ class TalkShow:
         posture = posture or ("sit" if self.lips is None else "stand")
         _check(count, fps, posture)
         check_wish(seed, energy)
-        check_sampling(temperature, top_p)
+        check_sampling(temperature, top_p, least=0)
         seed, energy = int(seed), float(energy)
         speaker = self._speaker(style)
         sampling = {"seed": seed, "samples": count, "temperature": temperature, "top_p": top_p}
