@@ -110,7 +110,7 @@ def face_size(footage_folder: Path, training: dict) -> int:
 
 def measure(anchor: Anchor, footage_folder: Path) -> dict:
     """Preset -> numbers on the held-out pictures, what is about movement from consecutive ones; empty without any."""
-    from avatar_app.evaluation.anchor import MOVEMENT, Bench, presets
+    from avatar_app.evaluation.anchor import COST, MOVEMENT, Bench, presets
     from avatar_app.evaluation.truth import held_out_sets, held_out_truths
 
     if not held_out_sets(footage_folder):
@@ -121,7 +121,7 @@ def measure(anchor: Anchor, footage_folder: Path) -> dict:
         for preset, row in presets(Bench(anchor, clip)).items():
             rows[preset] |= {name: row[name] for name in MOVEMENT if name in row}
     return {
-        preset: {name: round(value, 3) for name, value in row.items() if np.isfinite(value)}
+        preset: {name: round(value, 3) for name, value in row.items() if np.isfinite(value) and name != COST}
         for preset, row in rows.items()
     }
 
