@@ -218,6 +218,10 @@ def test_takes_are_compared_and_one_becomes_the_video(visit, speech):
     page.click(".take .pick >> nth=1")
     page.wait_for_selector(".take.picked")
     picture(page, "takes", full_page=True)
+    page.click("#samples button >> nth=0")  # another speech, which this take is not of
+    page.wait_for_selector(".take.picked", state="detached")
+    page.click(".take .pick >> nth=1")
+    page.wait_for_selector(".take.picked")
     page.click("#generate")
     page.wait_for_selector(".results")
     assert "--motion" in page.text_content("#results pre >> nth=0")
