@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from avatar_app.anchors import Anchor
+from avatar_app.anchors import MANIFEST, Anchor
 from avatar_app.estimate import expected_bytes, expected_seconds, in_words
 from avatar_app.pipeline import Progress, presenter_for, render
 from avatar_app.settings import RenderSettings
@@ -88,7 +88,7 @@ def read_list(
     items: list[Item] = []
     faults: list[Fault] = []
     heard: dict[Path, Speech | InputError] = {}
-    known: dict[str, Anchor] = {}  # one of each, with its body
+    known: dict[Path, Anchor] = {}  # one of each folder, with its body
     for number, cells in _rows(path, faults):
         anchors = cells.pop("anchor", "").split(BETWEEN_ANCHORS)
         for anchor in anchors:
@@ -99,11 +99,13 @@ def read_list(
                 subtitles = load_subtitles(path.parent / cells["subtitles"]) if "subtitles" in cells else None
                 subtitles = subtitles and subtitles.until(speech.duration)
                 column = "settings"
-                named = {name: _beside(path, cells[name]) for name in ("motion_model",) if name in cells}
-                settings = _settings(cells | named | {"anchor": _beside(path, anchor.strip())}, defaults)
+                named = {"anchor": _beside(path, anchor.strip(), MANIFEST)}
+                if cells.get("motion_model", "talkshow") != "talkshow":
+                    named["motion_model"] = _beside(path, cells["motion_model"])
+                settings = _settings(cells | named, defaults)
                 column = "anchor"
                 presenter = presenter_for(settings)
-                presenter = known.setdefault(presenter.id, presenter)
+                presenter = known.setdefault(presenter.folder, presenter)
                 column = "out"
                 if "out" in cells:
                     out = path.parent / cells["out"]
@@ -162,9 +164,9 @@ def _rows(path: Path, faults: list[Fault]) -> Iterator[tuple[int, dict[str, str]
         raise InputError(f"The list {path.name!r} is not CSV: {error}.") from None
 
 
-def _beside(path: Path, name: str) -> str:
-    """A folder that lies beside the list, else the name itself."""
-    return str(path.parent / name) if name and (path.parent / name).is_dir() else name
+def _beside(path: Path, name: str, holding: str = ".") -> str:
+    """The folder of this name beside the list, if there is one that holds such a file, else the name itself."""
+    return str(path.parent / name) if name and (path.parent / name / holding).exists() else name
 
 
 def _heard(heard: dict[Path, Speech | InputError], path: Path) -> Speech:

@@ -91,8 +91,11 @@ def test_no_video_replaces_a_speech_of_another_line(place, capsys):
 
 def test_folders_of_presenters_may_lie_beside_the_list(place, tiny_anchor, capsys):
     shutil.copytree(tiny_anchor.folder, place / "mine")
-    (place / "list.csv").write_text("speech,anchor\nsound/hello world.wav,mine\n")
+    (place / "one").mkdir()  # a folder of something else: the presenter of this id is meant
+    (place / "list.csv").write_text("speech,anchor\nsound/hello world.wav,mine|one\n")
     assert main(["batch", str(place / "list.csv"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "hello-world-tiny.mp4" in told and "hello-world-one.mp4" in told
 
 
 @pytest.mark.parametrize(
