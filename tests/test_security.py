@@ -134,7 +134,7 @@ def test_the_child_is_limited(tmp_path):
         "while True: pass"
     )
     limited = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), str(tmp_path / "f")], capture_output=True, text=True
+        [sys.executable, "-u", "-c", code, str(ROOT), str(tmp_path / "f")], capture_output=True, text=True
     )
     assert limited.stdout.split() == ["memory", "output"] and limited.returncode < 0
 
